@@ -1,0 +1,31 @@
+"""What models learn from: corpora, images and tables, and which examples make each step's batch.
+
+A config (`TextConfig`, `ImagesConfig`, `TableConfig`) loads a `Dataset`: train, validation and
+test sources of NumPy examples, and what they ask of a model. `Batches` says which examples make
+the batch of a step, as a pure function of (seed, step); `evaluation_batches` walks a split in
+order. Files come from `$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
+"""
+
+from research.data.batches import Batches, evaluation_batches
+from research.data.dataset import Dataset, LabeledArrays, Source, read_rows
+from research.data.download import cache_folder
+from research.data.images import ImagesConfig
+from research.data.tables import TableConfig
+from research.data.text import TextConfig, TokenWindows
+from research.data.vocabulary import Vocabulary, vocabulary_from_json
+
+__all__ = [
+    "Batches",
+    "Dataset",
+    "ImagesConfig",
+    "LabeledArrays",
+    "Source",
+    "TableConfig",
+    "TextConfig",
+    "TokenWindows",
+    "Vocabulary",
+    "cache_folder",
+    "evaluation_batches",
+    "read_rows",
+    "vocabulary_from_json",
+]

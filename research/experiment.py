@@ -1,0 +1,134 @@
+"""The typed description of a run: a model, data, an optimizer, a mesh and how long.
+
+A config is a Python file with `experiment = Experiment(...)`; a notebook builds the same object. It
+is frozen, goes to JSON and back, and holds nothing that needs a device.
+"""
+
+import runpy
+import traceback
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from research.configuration import check, from_json, nearest, to_json
+from research.data import ImagesConfig, TableConfig, TextConfig
+from research.errors import UserError
+from research.learning import OptimizerConfig
+from research.models import (
+    CNNConfig,
+    LinearConfig,
+    MLPConfig,
+    ResNetConfig,
+    TransformerConfig,
+)
+from research.parallel.mesh import MeshConfig
+from research.training import RunConfig
+
+__all__ = [
+    "CNNConfig",
+    "Experiment",
+    "ImagesConfig",
+    "LinearConfig",
+    "MLPConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "ResNetConfig",
+    "RunConfig",
+    "TableConfig",
+    "TextConfig",
+    "TransformerConfig",
+]
+
+Model = TransformerConfig | MLPConfig | CNNConfig | ResNetConfig | LinearConfig
+Data = TextConfig | ImagesConfig | TableConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides what a run computes."""
+
+    model: Model = field(default_factory=TransformerConfig)
+    """What is learned."""
+
+    data: Data = field(default_factory=TextConfig)
+    """What it is learned from."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How a gradient becomes an update."""
+
+    mesh: MeshConfig = MeshConfig()
+    """How the devices are shared out."""
+
+    run: RunConfig = RunConfig()
+    """For how long, and what is written down."""
+
+    def check(self) -> None:
+        """Raises UserError for a value of a wrong type, or that no run can have."""
+        check(self, "experiment")
+        self.run.check()
+        batch, microbatches = self.data.batch, self.optimizer.microbatches
+        if microbatches < 1 or batch % microbatches:
+            raise UserError(
+                f"batch {batch} does not divide into {microbatches} microbatches: use "
+                f"--data.batch {max(batch - batch % max(microbatches, 1), microbatches, 1)} "
+                "or another --optimizer.microbatches"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The experiment as what the json module can write."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Experiment":
+        """What `to_json` wrote. Raises UserError naming what does not fit."""
+        return from_json(cls, content, "experiment")
+
+    @classmethod
+    def load(cls, path: Path) -> "Experiment":
+        """The `experiment` of the config file at `path`.
+
+        Raises UserError for a file that is missing, does not run, or defines no experiment.
+        """
+        if not path.is_file():
+            beside = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+            known = f": {nearest(path.stem, beside)}" if beside else ""
+            raise UserError(f"there is no config file {path}{known}")
+        try:
+            names = runpy.run_path(str(path))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(_where_it_failed(path, error)) from error
+        experiment = names.get("experiment")
+        if not isinstance(experiment, cls):
+            raise UserError(f"{path} defines no `experiment = Experiment(...)`")
+        experiment.check()
+        return experiment
+
+
+def flags(experiment: Experiment) -> list[str]:
+    """Every field as the command line spells it, such as `--run.log-every`."""
+    return [
+        f"--{section.name}.{option.name.replace('_', '-')}"
+        for section in fields(experiment)
+        for option in fields(getattr(experiment, section.name))
+    ]
+
+
+def _where_it_failed(path: Path, error: Exception) -> str:
+    """One sentence: file, line, what is wrong, and for an unknown field the nearest known one."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    line = line or (lines[-1] if lines else None)
+    place = f"{path}, line {line}" if line else str(path)
+    message = str(error)
+    marker = "got an unexpected keyword argument "
+    if isinstance(error, TypeError) and marker in message:
+        owner, _, name = message.partition(marker)
+        owner, name = owner.split(".")[0].strip(), name.split("'")[1]
+        kind = globals().get(owner)
+        if kind is not None:
+            return f"{place}: {owner} has no field `{name}`: " + nearest(
+                name, [f.name for f in fields(kind)]
+            )
+    return f"{place}: {type(error).__name__}: {message.splitlines()[0] if message else ''}"

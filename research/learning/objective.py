@@ -1,0 +1,41 @@
+"""The objective of every model here: cross-entropy, as a sum and a count.
+
+Never a local mean: means of unequal parts (an uneven last batch, masked tokens, microbatches) do not
+average to the mean of the whole, sums and counts add up to it on any mesh.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Totals(NamedTuple):
+    """Sums over examples (or tokens); `a + b` of two parts is the total of the whole."""
+
+    loss: jax.Array  # [] float32, nats
+    correct: jax.Array  # [] float32
+    count: jax.Array  # [] float32
+
+    def add(self, other: "Totals") -> "Totals":
+        return Totals(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None
+) -> Totals:
+    """Cross-entropy of `logits` [batch, ..., classes] (float32) against `targets` [batch, ...].
+
+    `weights` [batch] counts each example (and all its tokens) that many times; None counts each once.
+    """
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    shifted = logits - highest
+    log_normalizer = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))  # [batch, ...]
+    # A masked sum, not a gather: its gradient is elementwise, and a vocabulary split over devices
+    # stays split.
+    chosen = targets[..., None] == jnp.arange(logits.shape[-1])
+    losses = log_normalizer - jnp.sum(jnp.where(chosen, shifted, 0.0), axis=-1)
+    correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    each = jnp.ones((targets.shape[0],), jnp.float32) if weights is None else weights
+    each = jnp.broadcast_to(each.reshape((-1,) + (1,) * (targets.ndim - 1)), targets.shape)
+    return Totals(jnp.sum(losses * each), jnp.sum(correct * each), jnp.sum(each))

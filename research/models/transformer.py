@@ -1,0 +1,356 @@
+"""A decoder-only transformer: GPT-2 or Llama by configuration.
+
+Vaswani et al. 2017, *Attention is all you need*, arXiv:1706.03762; with what came after, each a
+setting: pre-normalization and learned positions (GPT-2, Radford et al. 2019); rotary positions (Su et
+al. 2021, arXiv:2104.09864); RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); SwiGLU (Shazeer 2020,
+arXiv:2002.05202); grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245); Llama (Touvron et
+al. 2023, arXiv:2302.13971).
+
+    x = embed(tokens) (+ position)
+    x = x + attention(norm(x));  x = x + mlp(norm(x))          for every layer
+    logits = head(norm(x))
+
+Layers are stacked: every parameter of a block has a leading `layers` dimension, and one `lax.scan`
+runs them, so that compile time does not grow with depth.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from research.errors import UserError
+from research.models.specification import Specification
+from research.parallel.layout import constrain
+
+Remat = Literal["none", "full", "dots", "dots_without_batch", "attention"]
+
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    # what the forward pass keeps for the backward pass; the rest is computed again
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_anything_except_these_names("attention"),
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A decoder-only transformer. The defaults are GPT-2's form without biases."""
+
+    layers: int = 4
+    """Blocks of attention and MLP."""
+
+    width: int = 128
+    """Width of the residual stream (features)."""
+
+    heads: int = 4
+    """Query heads of every attention."""
+
+    key_value_heads: int | None = None
+    """Heads of keys and values, a divisor of heads (None: as many as heads)."""
+
+    head_dim: int | None = None
+    """Features of one head (None: width / heads)."""
+
+    hidden: int | None = None
+    """Hidden units of the MLP (None: 4 × width; for swiglu 8/3 × width, rounded up to
+    a multiple of 64)."""
+
+    positions: Literal["learned", "rotary"] = "learned"
+    """How a token knows its place."""
+
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths (tokens / 2π)."""
+
+    normalization: Literal["layer", "rms"] = "layer"
+    """LayerNorm or RMSNorm, before attention, before the MLP and before the head."""
+
+    epsilon: float = 1e-5
+    """Added to the variance in the normalization."""
+
+    activation: Literal["gelu", "gelu_exact", "swiglu"] = "gelu"
+    """Of the MLP: gelu is GPT-2's tanh form, gelu_exact the one by erf, swiglu has a gate."""
+
+    tied_head: bool = True
+    """The head shares the embedding table."""
+
+    bias: bool = False
+    """Linear layers and LayerNorms have biases."""
+
+    dropout: float = 0.0
+    """Share of activations dropped in training, after the embedding, attention and MLP."""
+
+    vocabulary_size: int | None = None
+    """Rows of the embedding table (tokens; None: as many as the data's vocabulary)."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; parameters, norms, softmax and loss stay float32."""
+
+    remat: Remat = "none"
+    """What the backward pass computes again instead of keeping: none, full (everything), dots (all
+    but matrix products), dots_without_batch, attention (only attention's inside)."""
+
+    unroll: int = 1
+    """Layers per iteration of the scan over layers: more compiles longer and may run faster."""
+
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    """Implementation of jax.nn.dot_product_attention (auto: cudnn on a GPU in bfloat16)."""
+
+    def build(self, specification: Specification, key: jax.Array) -> "Transformer":
+        """The initialized module. Raises UserError where the sizes do not fit each other."""
+        return Transformer(self, specification, nnx.Rngs(key))
+
+    def check(self, specification: Specification) -> None:
+        """Raises UserError where the sizes do not fit each other or the data."""
+        if self.head_dim is None and self.width % self.heads:
+            raise UserError(
+                f"width {self.width} does not divide into {self.heads} heads: use a width such as "
+                f"{self.heads * math.ceil(self.width / self.heads)}, or set --model.head-dim"
+            )
+        if self.heads % (self.key_value_heads or self.heads):
+            raise UserError(
+                f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}: "
+                f"use a divisor of {self.heads}"
+            )
+        if self.size_of_head % 2 and self.positions == "rotary":
+            raise UserError(f"rotary positions turn pairs of features: head_dim {self.size_of_head} is odd")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout {self.dropout} is a share of the activations: use 0 or more, below 1")
+        if len(specification.shape) != 1:
+            raise UserError(
+                f"a transformer reads tokens of shape (context,), not examples of shape "
+                f"{specification.shape}: use TextConfig as the data, or another model"
+            )
+        if self.vocabulary_size is not None and self.vocabulary_size < specification.classes:
+            raise UserError(
+                f"--model.vocabulary-size {self.vocabulary_size} is smaller than the data's vocabulary "
+                f"of {specification.classes} tokens: use {specification.classes} or more"
+            )
+
+    @property
+    def size_of_head(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def hidden_units(self) -> int:
+        if self.hidden is not None:
+            return self.hidden
+        if self.activation != "swiglu":
+            return 4 * self.width
+        return 64 * math.ceil(8 * self.width / 3 / 64)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with grouped queries."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        heads, head_dim = config.heads, config.size_of_head
+        key_value_heads = config.key_value_heads or heads
+
+        def projection(heads: int, name: str) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                config.width,
+                (heads, head_dim),
+                use_bias=config.bias,
+                dtype=jnp.dtype(config.dtype),
+                kernel_init=nnx.initializers.normal(0.02),
+                kernel_metadata={"axes": ("embed", name, "head_dim")},
+                bias_metadata={"axes": (name, "head_dim")},
+                rngs=rngs,
+            )
+
+        self.query = projection(heads, "heads")
+        self.key = projection(key_value_heads, "key_value_heads")
+        self.value = projection(key_value_heads, "key_value_heads")
+        self.output = nnx.LinearGeneral(
+            (heads, head_dim),
+            config.width,
+            axis=(-2, -1),
+            use_bias=config.bias,
+            dtype=jnp.dtype(config.dtype),
+            kernel_init=nnx.initializers.normal(_residual_scale(config)),
+            kernel_metadata={"axes": ("heads", "head_dim", "embed")},
+            rngs=rngs,
+        )
+        self.rope_theta = config.rope_theta if config.positions == "rotary" else None
+        self.implementation = config.attention
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # [batch, sequence, width] -> [batch, sequence, heads, head_dim]
+        query = constrain(self.query(x), "batch", "sequence", "heads", None)
+        key = constrain(self.key(x), "batch", "sequence", "key_value_heads", None)
+        value = constrain(self.value(x), "batch", "sequence", "key_value_heads", None)
+        if self.rope_theta is not None:
+            query, key = rotate(query, self.rope_theta), rotate(key, self.rope_theta)
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, is_causal=True, implementation=self._implementation(query.dtype)
+        )
+        mixed = constrain(mixed, "batch", "sequence", "heads", None)
+        return self.output(mixed)
+
+    def _implementation(self, dtype: jnp.dtype) -> Literal["xla", "cudnn"]:
+        if self.implementation != "auto":
+            return self.implementation
+        fused = jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+        return "cudnn" if fused else "xla"
+
+
+def rotate(x: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions on `x` [batch, sequence, heads, head_dim]: feature pair (i, i + head_dim/2) of
+    the token at place p is turned by the angle p · theta^(-2i/head_dim) (Su et al. 2021, eq. 34; the
+    pairs are the halves, as in Llama)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency  # [sequence, head_dim/2]
+    cosine, sine = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )
+    return turned.astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """The block's position-wise network: up, activation (times a gate for swiglu), down."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        def up() -> nnx.Linear:
+            return nnx.Linear(
+                config.width,
+                config.hidden_units,
+                use_bias=config.bias,
+                dtype=jnp.dtype(config.dtype),
+                kernel_init=nnx.initializers.normal(0.02),
+                kernel_metadata={"axes": ("embed", "mlp")},
+                bias_metadata={"axes": ("mlp",)},
+                rngs=rngs,
+            )
+
+        self.up = up()
+        self.gated = config.activation == "swiglu"
+        if self.gated:
+            self.gate = up()
+        self.down = nnx.Linear(
+            config.hidden_units,
+            config.width,
+            use_bias=config.bias,
+            dtype=jnp.dtype(config.dtype),
+            kernel_init=nnx.initializers.normal(_residual_scale(config)),
+            kernel_metadata={"axes": ("mlp", "embed")},
+            rngs=rngs,
+        )
+        self.exact = config.activation == "gelu_exact"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = constrain(self.up(x), "batch", "sequence", "mlp")
+        if self.gated:
+            hidden = hidden * jax.nn.silu(constrain(self.gate(x), "batch", "sequence", "mlp"))
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=not self.exact)
+        return self.down(hidden)
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.attention_norm = _norm(config, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = _norm(config, rngs)
+        self.mlp = MLP(config, rngs)
+        self.dropout = config.dropout
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = x + drop(self.attention(self.attention_norm(x)), self.dropout, keys[0])
+        x = x + drop(self.mlp(self.mlp_norm(x)), self.dropout, keys[1])
+        return constrain(x, "batch", "sequence", None)
+
+
+class Transformer(nnx.Module):
+    """Logits of the next token from the tokens before it."""
+
+    def __init__(self, config: TransformerConfig, specification: Specification, rngs: nnx.Rngs):
+        config.check(specification)
+        self.config = config
+        vocabulary = config.vocabulary_size or specification.classes
+
+        def table(rows: int, width: int, axes: tuple[str | None, ...]) -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width)), axes=axes)
+
+        self.embedding = table(vocabulary, config.width, ("vocab", "embed"))
+        if config.positions == "learned":
+            (context,) = specification.shape
+            self.position = table(context, config.width, (None, "embed"))
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key)))(keys)  # [layers, ...] each
+        self.final_norm = _norm(config, rngs)
+        if not config.tied_head:
+            self.head = table(config.width, vocabulary, ("embed", "vocab"))
+
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits [batch, sequence, vocabulary] (float32) for `tokens` [batch, sequence].
+
+        `key` draws dropout, in training only. Raises UserError for a sequence longer than the table
+        of learned positions.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        dropping = train and config.dropout > 0 and key is not None
+        keys = jax.random.split(key, config.layers + 1) if dropping else None
+
+        # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp` would
+        # make XLA replicate the activations.
+        embedding = constrain(self.embedding[...], "vocab", None).astype(dtype)
+        x = jnp.take(embedding, tokens, axis=0)  # [batch, sequence, width]
+        if config.positions == "learned":
+            longest = self.position.shape[0]
+            if tokens.shape[1] > longest:
+                raise UserError(
+                    f"{tokens.shape[1]} tokens are more than the {longest} learned positions: "
+                    f"use at most {longest}, or rotary positions"
+                )
+            x = x + constrain(self.position[: tokens.shape[1]], None, None).astype(dtype)
+        x = constrain(x, "batch", "sequence", None)
+        x = drop(x, config.dropout, keys[-1] if keys is not None else None)
+
+        def layer(x: jax.Array, block_and_key: tuple[Block, jax.Array | None]) -> tuple[jax.Array, None]:
+            block, key = block_and_key
+            return block(x, key), None
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        layer_keys = keys[:-1] if keys is not None else None
+        x, _ = jax.lax.scan(layer, x, (self.blocks, layer_keys), unroll=config.unroll)
+
+        x = self.final_norm(x)
+        head = embedding.T if config.tied_head else constrain(self.head[...], None, "vocab")
+        logits = jnp.matmul(x, head.astype(dtype), preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", "sequence", "vocab")
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout (Srivastava et al. 2014) of `rate`, or `x` itself without a key."""
+    if key is None or rate == 0:
+        return x
+    return nnx.Dropout(rate)(x, rngs=key)
+
+
+def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    dtype = jnp.dtype(config.dtype)
+    if config.normalization == "rms":
+        return nnx.RMSNorm(config.width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(
+        config.width, epsilon=config.epsilon, use_bias=config.bias, dtype=dtype, rngs=rngs
+    )
+
+
+def _residual_scale(config: TransformerConfig) -> float:
+    """GPT-2's: what every layer adds twice to the residual stream starts smaller with depth."""
+    return 0.02 / math.sqrt(2 * config.layers)

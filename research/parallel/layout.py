@@ -1,0 +1,157 @@
+"""The layout: one table from logical axis names to mesh axes.
+
+Models name what a dimension *is* (`embed`, `heads`, `vocab`, `batch`); this table says over which
+mesh axes it is split. Nothing else in the code knows both. The names travel as the metadata `axes`
+of a Flax parameter, and as arguments of `constrain` for activations; XLA's partitioner does the rest.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from research.errors import UserError
+
+
+class Rule(NamedTuple):
+    """Where one logical axis lies."""
+
+    mesh_axes: tuple[str, ...]
+    must_divide: bool = False
+    """True: a size that does not divide is refused by name. False: it stays whole instead."""
+
+
+LAYOUT: dict[str, Rule] = {
+    # activations
+    "batch": Rule(("data", "fsdp"), must_divide=True),
+    "sequence": Rule(("context",), must_divide=True),
+    # parameters, and the activations made by them
+    "embed": Rule(("fsdp",)),  # the model's width, in parameters only
+    "heads": Rule(("tensor",), must_divide=True),
+    "key_value_heads": Rule(("tensor",)),  # fewer than `heads`: may stay whole
+    "mlp": Rule(("tensor",)),
+    "vocab": Rule(("tensor",)),
+    "head_dim": Rule(()),
+    "layers": Rule(()),
+    "stage": Rule(("stage",), must_divide=True),
+    "expert": Rule(("expert",), must_divide=True),
+}
+
+Axes = tuple[str | None, ...]
+
+
+def partition_spec(
+    axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh, strict: bool = True
+) -> PartitionSpec:
+    """How an array with logical `axes` (one a dimension) is split over `mesh`.
+
+    A dimension takes the mesh axes of its rule, each mesh axis at most once in an array. Where the
+    product does not divide the dimension, the rule decides: refuse (if `strict`), or leave the
+    dimension whole.
+
+    Raises UserError for a refused size, naming the sizes that divide.
+    """
+    taken: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        rule = LAYOUT[name] if name is not None else Rule(())
+        split = tuple(a for a in rule.mesh_axes if mesh.shape[a] > 1 and a not in taken)
+        parts = math.prod(mesh.shape[a] for a in split)
+        if size % parts:
+            if rule.must_divide and strict:
+                raise UserError(_does_not_divide(str(name), size, split, mesh))
+            split = ()
+        taken.update(split)
+        entries.append(split[0] if len(split) == 1 else split or None)
+    return PartitionSpec(*entries)
+
+
+def _does_not_divide(name: str, size: int, split: tuple[str, ...], mesh: Mesh | AbstractMesh) -> str:
+    parts = math.prod(mesh.shape[a] for a in split)
+    product = " × ".join(split)
+    below, above = size - size % parts, size + parts - size % parts
+    sizes = f"{below} or {above}" if below else f"{above}"
+    smaller = math.gcd(size, parts)
+    return (
+        f"{name} {size} does not divide over {product} = {parts}: use {name} {sizes}, "
+        f"or a mesh with {product} = {smaller}"
+    )
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """`array` laid out as its logical `axes` say, on the mesh set by `jax.set_mesh`.
+
+    Without a mesh the array passes unchanged, so a model runs in a notebook as it is. A dimension
+    that does not divide stays whole: data and parameters were checked before, and a single prompt
+    may run on any mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return array
+    spec = partition_spec(axes, array.shape, mesh, strict=False)
+    return jax.lax.with_sharding_constraint(array, spec)
+
+
+def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
+    """The sharding of every variable of an (abstract) module's `state`, as a nested dict.
+
+    A variable with one more dimension than it has names was stacked over layers. A variable without
+    names is whole on every device.
+    """
+
+    def sharding(variable: Any) -> NamedSharding:
+        shape = variable.get_value().shape
+        names: Axes = variable.get_metadata().get("axes") or (None,) * len(shape)
+        axes = ("layers",) * (len(shape) - len(names)) + names
+        return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+    flat = {path: sharding(variable) for path, variable in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(flat)
+
+
+def unused_axes(tree: Any, mesh: Mesh) -> list[str]:
+    """Mesh axes of more than one device over which neither the batch nor any of `tree`'s
+    shardings is split: their devices would all do the same work."""
+    used = set(LAYOUT["batch"].mesh_axes)
+    for sharding in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, NamedSharding)):
+        for entry in sharding.spec:
+            used.update((entry,) if isinstance(entry, str) else entry or ())
+    return [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
+
+
+def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
+    """How the rows of a batch lie on the mesh. Raises UserError where they do not divide."""
+    return NamedSharding(mesh, partition_spec(("batch",), (batch,), mesh))
+
+
+def rows_of_this_process(sharding: NamedSharding, batch: int) -> np.ndarray:
+    """The rows of a batch that this process's devices hold, ascending: all that it has to read."""
+    held = {
+        row
+        for (rows,) in sharding.addressable_devices_indices_map((batch,)).values()
+        for row in range(*rows.indices(batch))
+    }
+    return np.array(sorted(held))
+
+
+def place(rows: dict[str, np.ndarray], sharding: NamedSharding, batch: int) -> dict[str, jax.Array]:
+    """The global batch from the rows that each process has read.
+
+    `rows` has leaves [rows of this process, ...]; the result has leaves [batch, ...].
+    """
+    if sharding.is_fully_addressable:  # one process holds every row: one transfer, no slicing
+        return jax.device_put(rows, sharding)
+    position = {row: i for i, row in enumerate(rows_of_this_process(sharding, batch))}
+
+    def globally(leaf: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(batch)
+            return leaf[position[first] : position[last - 1] + 1]
+
+        return jax.make_array_from_callback((batch, *leaf.shape[1:]), sharding, part)
+
+    return {name: globally(leaf) for name, leaf in rows.items()}

@@ -1,0 +1,259 @@
+"""What one process of a run knows about the others: who it is, where they meet, how it leaves.
+
+Several hosts run the same program, one process each, and `jax.distributed` joins them. The
+environment says how (`research launch`, SLURM and Kubernetes templates set the same variables):
+
+    RESEARCH_COORDINATOR   host:port where process 0 serves the rendezvous
+    RESEARCH_PROCESSES     how many processes there are
+    RESEARCH_PROCESS       which of them this one is, from 0
+
+Without them a run is one process and everything here is free. JAX is imported only by
+`initialize`, so that the launcher and `--help` need not wait for it.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, NoReturn
+
+from research.errors import UserError
+
+RENDEZVOUS_SECONDS = 60
+"""How long a process waits for the others to come to the coordinator."""
+
+HEARTBEAT_SECONDS = 10
+"""A process that was silent for so long is dead, and the others end (JAX's own value is 100)."""
+
+ORPHAN_SECONDS = 30
+"""How long a process may go on saving when the launcher that started it is gone."""
+
+
+# Who is here ----------------------------------------------------------------------------------
+
+
+def rendezvous() -> Any:
+    """JAX's own record of the rendezvous, or None as long as nobody has imported JAX.
+
+    `jax.process_index()` would do for numbers, but it starts the backend, which then can no longer
+    be configured; the key-value store has no public name at all. Orbax uses this one, too.
+    """
+    if "jax" not in sys.modules:
+        return None
+    from jax._src import distributed
+
+    return distributed.global_state if distributed.global_state.client is not None else None
+
+
+def index() -> int:
+    """Number of this process, from 0."""
+    joined = rendezvous()
+    return 0 if joined is None else joined.process_id
+
+
+def count() -> int:
+    """Number of processes in the run."""
+    joined = rendezvous()
+    return 1 if joined is None else joined.num_processes
+
+
+def is_first() -> bool:
+    """Whether this is process 0: the one that prints and writes the files all share."""
+    return index() == 0
+
+
+# Coming together, and leaving -----------------------------------------------------------------
+
+
+def initialize(cpu_devices: int | None = None) -> None:
+    """Joins the other processes, if the environment names any. Call it before any use of JAX.
+
+    Args:
+        cpu_devices: make that many virtual CPU devices in this process, and use no other platform.
+
+    Raises:
+        UserError: the variables make no sense, or the processes did not find each other in
+            `RENDEZVOUS_SECONDS`.
+    """
+    if cpu_devices is not None and cpu_devices < 1:
+        raise UserError(f"--cpu-devices is {cpu_devices}: it must be 1 or more")
+    place = _place_from_environment()
+    _follow_launcher()
+
+    import jax
+
+    if cpu_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if place is None or rendezvous() is not None:
+        return
+    coordinator, processes, process = place
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX's own notifier would swallow SIGTERM from here on, also while the first step compiles and
+    # nobody listens, and knows nothing of SIGINT. `StopRequest` does its work.
+    jax.config.update("jax_enable_preemption_service", False)
+    _meet(coordinator, processes, process)
+    sys.excepthook = _end_with_traceback
+
+
+def _meet(coordinator: str, processes: int, process: int) -> None:
+    import jax
+
+    host, _, port = coordinator.rpartition(":")
+    bind = coordinator if _is_loopback(host) else f"[::]:{port}"
+    if _is_loopback(host):
+        # The warning is about HTTP proxies on the way to the coordinator: there is no way here.
+        jax.config.update("jax_check_proxy_envs", False)
+    if process == 0:
+        _check_port(host if _is_loopback(host) else "", int(port))
+    outcome: list[Exception | None] = []
+
+    def initialize_jax() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator_address=coordinator,
+                num_processes=processes,
+                process_id=process,
+                cluster_detection_method="deactivate",
+                initialization_timeout=RENDEZVOUS_SECONDS + 3600,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                # The service has no authentication: on one machine, nobody outside may reach it.
+                coordinator_bind_address=bind,
+            )
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    # At its own time-out JAX aborts the process with a C++ stack, which nothing in Python can
+    # catch. So it waits in a thread, and we lose patience first.
+    thread = threading.Thread(target=initialize_jax, name="rendezvous", daemon=True)
+    thread.start()
+    thread.join(RENDEZVOUS_SECONDS)
+    if not outcome:
+        raise UserError(
+            f"process {process} of {processes} waited {RENDEZVOUS_SECONDS} s for the others at "
+            f"{coordinator}: check that all {processes} processes run and that process 0 can be "
+            "reached there from their hosts"
+        )
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _place_from_environment() -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and number of this one; None when this one is alone."""
+    coordinator = os.environ.get("RESEARCH_COORDINATOR")
+    if not coordinator:
+        return None
+    numbers = []
+    for name in ("RESEARCH_PROCESSES", "RESEARCH_PROCESS"):
+        value = os.environ.get(name, "")
+        if not value.isdecimal():
+            raise UserError(
+                f"RESEARCH_COORDINATOR is set, but {name} is {value!r}: it must be a number"
+            )
+        numbers.append(int(value))
+    processes, process = numbers
+    if process >= processes:
+        raise UserError(
+            f"RESEARCH_PROCESS is {process}, but RESEARCH_PROCESSES is {processes}: processes are "
+            "numbered from 0"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"RESEARCH_COORDINATOR is {coordinator!r}: it must be host:port")
+    return coordinator, processes, process
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises UserError if the port is taken, where JAX would end in a segmentation fault."""
+    with socket.socket() as probe:
+        # Connections that an earlier run left in TIME_WAIT do not matter.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"the coordinator cannot listen on port {port} ({error.strerror}): choose another "
+                "in RESEARCH_COORDINATOR"
+            ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
+
+
+def _follow_launcher() -> None:
+    """Ends this process when the launcher that started it is gone, however it went.
+
+    The launcher holds the writing end of a pipe and never writes: the end of file is its death,
+    kill -9 included. (Linux could send a signal at the parent's death; a pipe does it on macOS as
+    well, and lets us ask first, so that the run is saved, and insist later.)
+    """
+    lifeline = os.environ.pop("RESEARCH_LIFELINE", None)  # not for processes that we start
+    if lifeline is None:
+        return
+
+    def follow() -> None:
+        os.read(int(lifeline), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
+        os.killpg(os.getpgid(0), signal.SIGKILL)  # the launcher gave us a session of our own
+
+    threading.Thread(target=follow, name="launcher's lifeline", daemon=True).start()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process now with `status`; what the command does after a failure.
+
+    One of several processes that fails must not exit in the ordinary way: JAX's exit hook would
+    wait for the others, which wait for this one in a collective.
+    """
+    if count() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _end_with_traceback(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    sys.__excepthook__(kind, error, traceback)
+    leave(128 + signal.SIGINT if kind is KeyboardInterrupt else 1)
+
+
+_barriers: dict[str, int] = {}
+
+
+def barrier(name: str, seconds: float = 600.0) -> None:
+    """Waits until every process has called this with the same `name`; touches no device.
+
+    Raises:
+        TimeoutError: some process did not come within `seconds`; the message says which.
+    """
+    joined = rendezvous()
+    if joined is None:
+        return
+    _barriers[name] = _barriers.get(name, 0) + 1  # an identifier may be used only once
+    try:
+        joined.client.wait_at_barrier(f"research/{name}/{_barriers[name]}", round(seconds * 1000))
+    except RuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise TimeoutError(
+            f"not all processes came to {name!r} within {seconds:g} s: {error}"
+        ) from error
+
+
+def shared(name: str, value: str) -> str:
+    """Process 0's `value`, on every process; `name` is used once in a run."""
+    joined = rendezvous()
+    if joined is None:
+        return value
+    if is_first():
+        joined.client.key_value_set(f"research/shared/{name}", value)
+        return value
+    return joined.client.blocking_key_value_get(f"research/shared/{name}", 600_000)

@@ -1,0 +1,492 @@
+"""What the commands do with an experiment: train, resume, evaluate, sample, export.
+
+Every function here is a straight road: data, mesh, model, state, loop. With several processes all
+of them walk it together; process 0 prints, and writes the files that all share.
+"""
+
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.data import (
+    Batches,
+    Dataset,
+    Source,
+    Vocabulary,
+    cache_folder,
+    evaluation_batches,
+    vocabulary_from_json,
+)
+from research.errors import UserError
+from research.experiment import Experiment
+from research.learning import Synchronous, TrainState
+from research.models import Specification, TransformerConfig
+from research.models.generation import generate
+from research.parallel.layout import batch_sharding, place, rows_of_this_process
+from research.parallel.mesh import MeshConfig, describe
+from research.parallel.processes import barrier, count, is_first, shared
+from research.parallel.stopping import StopRequest
+from research.training.checkpoints import Checkpoints
+from research.training.evaluation import evaluate as evaluate_split
+from research.training.folder import RunFolder
+from research.training.loop import Journal
+from research.training.loop import train as run_loop
+from research.training.metrics import JsonLines, TensorBoard, Tracker, WeightsAndBiases, keep_until
+from research.training.progress import ProgressReport
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "reigen")
+
+
+class Prepared:
+    """An experiment on its devices: data loaded, mesh laid out, functions ready to compile."""
+
+    def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh | None = None):
+        """Raises UserError for whatever of the experiment cannot be done here."""
+        experiment.check()
+        self.experiment = experiment
+        if experiment.run.compilation_cache:
+            _use_compilation_cache()
+        self.mesh = experiment.mesh.build() if mesh is None else mesh
+        self.batch = experiment.data.batch
+        self.sharding = batch_sharding(self.mesh, self.batch // experiment.optimizer.microbatches)
+        self.rows = rows_of_this_process(self.sharding, self.batch)
+        self.dataset = experiment.data.load()
+        self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
+        self.learner = learner(experiment, self.dataset.specification, self.mesh)
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens or examples of a batch."""
+        is_text = self.dataset.unit == "tokens"
+        return self.batch * (self.dataset.specification.shape[0] if is_text else 1)
+
+    def feed(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """The batches of the steps after `start`, on the devices."""
+        for rows in self.batches.iterate(start, self.rows):
+            yield place(rows, self.sharding, self.batch)
+
+    def compile(self) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+        """The training step, compiled for the shapes of its batch."""
+        example = self.batches.rows(0, [0])
+        batch = {
+            name: jax.ShapeDtypeStruct(
+                (self.batch, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
+            )
+            for name, leaf in example.items()
+        }
+        return self.learner.step.lower(self.learner.abstract_state, batch).compile()
+
+    def evaluate(self, state: TrainState, split: Source) -> dict[str, float]:
+        """Loss, accuracy and what follows from them over a split."""
+        limit = self.experiment.run.evaluate_batches
+        parts = evaluation_batches(split, self.batch, self.rows, limit)
+        placed = (place(rows, self.sharding, self.batch) for rows in parts)
+        return evaluate_split(self.learner.evaluate, state, placed, self.dataset.unit)
+
+
+def learner(
+    experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh
+) -> Synchronous:
+    """The algorithm of `experiment` for data of `specification`, on `mesh`."""
+    steps = experiment.run.steps
+    return Synchronous(
+        experiment.model,
+        specification,
+        experiment.optimizer.build(steps),
+        experiment.optimizer.learning_rate_schedule(steps),
+        mesh,
+        experiment.run.seed,
+        experiment.optimizer.microbatches,
+    )
+
+
+def train(experiment: Experiment, name: str = "run") -> Path:
+    """Runs `experiment` in a new run folder, and returns the folder.
+
+    Raises UserError for what cannot be done, RunError for a run that had to stop.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    directory = shared("run folder", experiment.run.directory or f"runs/{name}-{stamp}")
+    experiment = replace(experiment, run=replace(experiment.run, directory=directory))
+    folder = RunFolder(Path(directory))
+    _say(f"run folder: {folder.path}")
+    if is_first():
+        folder.create()
+    with _locked(folder):
+        prepared = _prepare_or_leave_no_trace(experiment, folder)
+        if is_first():
+            if prepared.dataset.vocabulary is not None:
+                folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
+            folder.write("data", _description(prepared.dataset))
+            folder.write("environment", _environment(experiment))
+            folder.write("config", experiment.to_json())  # last: with it the folder is a run
+        barrier("run folder")
+        with jax.set_mesh(prepared.mesh):
+            _carry_on(prepared, folder, start=None)
+    _say(f"run folder: {folder.path}")
+    return folder.path
+
+
+def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e) -> Path:
+    """Goes on with the run in `path` from its newest complete checkpoint.
+
+    `change` may alter the experiment: more steps, another mesh. Raises as `train`.
+    """
+    folder = RunFolder.existing(path)
+    _say(f"run folder: {folder.path}")
+    with _locked(folder):
+        before = Experiment.from_json(folder.read("config"))
+        experiment = change(before)
+        prepared = Prepared(experiment)
+        _check_same_data(folder, prepared.dataset)
+        if is_first():
+            earlier = folder.read("environment")
+            history = [*earlier.pop("earlier", []), earlier]
+            folder.write("environment", {**_environment(experiment), "earlier": history})
+            if experiment != before:
+                folder.write("config", experiment.to_json())
+        with jax.set_mesh(prepared.mesh):
+            _carry_on(prepared, folder, start="newest")
+    _say(f"run folder: {folder.path}")
+    return folder.path
+
+
+def _carry_on(prepared: Prepared, folder: RunFolder, start: str | None) -> None:
+    """The road that a new and a resumed run share: state, step, loop, end."""
+    run = prepared.experiment.run
+    dataset, learner = prepared.dataset, prepared.learner
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        checkpoints = Checkpoints(folder.checkpoints, run.keep_checkpoints, run.keep_every)
+        stack.callback(checkpoints.close)
+        state, first = _initial_state(prepared, checkpoints, restoring=start is not None)
+        if first >= run.steps and start is not None:
+            _say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
+            return
+        began = time.perf_counter()
+        step_function = prepared.compile()
+        _say(_introduction(prepared, state, time.perf_counter() - began))
+
+        progress = stack.enter_context(
+            ProgressReport(first, run.steps, dataset.unit, quiet=not is_first())
+        )
+        trackers: list[Tracker] = [progress]
+        seconds = 0.0
+        if is_first():
+            kept = keep_until(folder.metrics, first)
+            seconds = float(kept[-1]["seconds"]) if kept else 0.0
+            trackers.append(JsonLines(folder.metrics))
+            if run.tensorboard:
+                trackers.append(TensorBoard(folder.tensorboard, first))
+            if run.wandb_project is not None:
+                config = prepared.experiment.to_json()
+                trackers.append(WeightsAndBiases(run.wandb_project, folder.path, config))
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        feed = prepared.feed(first)
+        stack.callback(feed.close)  # type: ignore[attr-defined]
+        state, last = run_loop(
+            step_function,
+            state,
+            feed,
+            run,
+            start=first,
+            journal=Journal(trackers, dataset.unit, prepared.units_per_step, first, seconds),
+            evaluate=lambda state: prepared.evaluate(state, dataset.validation),
+            checkpoints=checkpoints,
+            progress=progress,
+            stop=stop,
+            indexes=prepared.batches.indexes,
+            folder=folder.path,
+        )
+        if last == run.steps and run.sample_tokens and dataset.vocabulary is not None:
+            key = jax.random.key(run.seed)
+            text = _text(learner, state, dataset.vocabulary, "", run.sample_tokens, key)
+            progress.line(f"\nsample of {run.sample_tokens} tokens:\n{text.strip()}\n")
+            if is_first():
+                (folder.path / "sample.txt").write_text(text, encoding="utf-8")
+        checkpoints.wait()
+        if last < run.steps:
+            reason = stop.signal_name or "stopped"
+            progress.line(
+                f"{reason}: saved at step {last} of {run.steps}; "
+                f"go on with `research resume {folder.path}`"
+            )
+
+
+def evaluate(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e) -> dict[str, Any]:
+    """Metrics of a run's newest checkpoint on the test split, printed and returned."""
+    folder = RunFolder.existing(path)
+    restored = _Restored(folder, change)
+    prepared = Prepared(restored.experiment, restored.mesh)
+    dataset = prepared.dataset
+    _check_same_data(folder, dataset)
+    split = "validation" if dataset.test_is_validation else "test"
+    with jax.set_mesh(prepared.mesh):
+        metrics = prepared.evaluate(restored.state, dataset.test)
+    shown = "  ".join(f"{n} {v:.4f}" for n, v in metrics.items())
+    _say(f"step {restored.step}, {split} split of {dataset.name}: {shown}")
+    result = {"step": restored.step, "split": split, "examples": len(dataset.test), **metrics}
+    if is_first():
+        folder.write("evaluation", result)
+    return result
+
+
+def sample(
+    path: Path,
+    prompt: str,
+    tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    seed: int = 0,
+    change: Callable[[Experiment], Experiment] = lambda e: e,
+) -> str:
+    """Text from the language model of a run, printed and returned."""
+    if tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1):
+        raise UserError(
+            f"--tokens {tokens} and --top-k {top_k} must be 1 or more, "
+            f"--temperature {temperature} 0 or more"
+        )
+    folder = RunFolder.existing(path)
+    restored = _Restored(folder, change)
+    stored = folder.path / "vocabulary.json"
+    if not stored.exists():
+        raise UserError(
+            f"{path} trained a {type(restored.experiment.model).__name__} on {restored.data['name']}, "
+            "which writes no text: sample from the run of a language model"
+        )
+    vocabulary = vocabulary_from_json(stored.read_text(encoding="utf-8"))
+    key = jax.random.key(seed)
+    with jax.set_mesh(restored.mesh):
+        text = _text(
+            restored.learner, restored.state, vocabulary, prompt, tokens, key, temperature, top_k
+        )
+    _say(text)
+    return text
+
+
+def export(path: Path, destination: Path) -> Path:
+    """Writes a run's transformer as a Hugging Face folder (safetensors and config.json)."""
+    from research.models import huggingface
+
+    restored = _Restored(RunFolder.existing(path))
+    model = restored.experiment.model
+    if not isinstance(model, TransformerConfig):
+        raise UserError(f"{path} trained a {type(model).__name__}: only transformers are exported")
+    parameters = jax.device_get(restored.state.parameters)
+    huggingface.export(model, restored.specification, parameters, destination)
+    _say(f"step {restored.step} of {path} is in {destination}")
+    return destination
+
+
+class _Restored:
+    """The newest checkpoint of a run, on the run's mesh if it fits this machine, else on 1 device.
+
+    Needs none of the run's data.
+    """
+
+    def __init__(self, folder: RunFolder, change: Callable[[Experiment], Experiment] = lambda e: e):
+        before = Experiment.from_json(folder.read("config"))
+        self.experiment = change(before)
+        self.data = folder.read("data")
+        self.specification = Specification(tuple(self.data["shape"]), self.data["classes"])
+        try:
+            self.mesh = self.experiment.mesh.build()
+        except UserError:
+            if self.experiment.mesh != before.mesh:  # asked for
+                raise
+            self.mesh = MeshConfig().build(jax.devices()[:1])
+        if self.experiment.run.compilation_cache:
+            _use_compilation_cache()
+        self.learner = learner(self.experiment, self.specification, self.mesh)
+        checkpoints = Checkpoints(folder.checkpoints)
+        with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
+            self.step, self.state = checkpoints.restore(self.learner.abstract_state, _warn)
+
+
+def _initial_state(
+    prepared: Prepared, checkpoints: Checkpoints, restoring: bool
+) -> tuple[TrainState, int]:
+    learner = prepared.learner
+    if restoring:
+        first, state = checkpoints.restore(learner.abstract_state, _warn)
+        _say(f"restored step {first}")
+        return state, first
+    state = learner.init()
+    source = prepared.experiment.run.initialize_from
+    if source is not None:
+        state = state._replace(parameters=_imported(prepared, Path(source)))
+    return state, 0
+
+
+def _imported(prepared: Prepared, source: Path) -> Any:
+    """Parameters from a Hugging Face folder, placed as the learner wants them."""
+    from research.models import huggingface
+
+    config, _, parameters = huggingface.load(source)
+    wanted = prepared.learner.abstract_state.parameters
+    flat = dict(jax.tree_util.tree_leaves_with_path(parameters))
+    expected = dict(jax.tree_util.tree_leaves_with_path(wanted))
+    for path in sorted(flat.keys() | expected.keys(), key=str):
+        there = flat[path].shape if path in flat else "missing"
+        here = expected[path].shape if path in expected else "missing"
+        if there != here:
+            raise UserError(
+                f"{source} holds another model: {jax.tree_util.keystr(path)} is {there} there and "
+                f"{here} in this config; its form is {config}"
+            )
+    return jax.tree.map(
+        lambda leaf, like: jax.device_put(np.asarray(leaf, like.dtype), like.sharding),
+        parameters,
+        wanted,
+    )
+
+
+def _text(
+    learner: Synchronous,
+    state: TrainState,
+    vocabulary: Vocabulary,
+    prompt: str,
+    tokens: int,
+    key: jax.Array,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+) -> str:
+    """`prompt` and the text that follows it (a line break stands for an empty prompt)."""
+    made = generate(
+        lambda state, tokens: learner.model(state)(tokens),
+        state,
+        vocabulary.encode(prompt or "\n"),
+        tokens,
+        learner.specification.shape[0],
+        key,
+        temperature,
+        top_k,
+        vocabulary.size,
+    )
+    return prompt + vocabulary.decode(made)
+
+
+def _description(dataset: Dataset) -> dict[str, Any]:
+    """What a run folder keeps of its data: enough to restore the model, and to know the data again."""
+    specification = dataset.specification
+    return {
+        "name": dataset.name,
+        "digest": dataset.digest,
+        "unit": dataset.unit,
+        "shape": list(specification.shape),
+        "classes": specification.classes,
+        "examples": {
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(dataset.test),
+        },
+    }
+
+
+def _check_same_data(folder: RunFolder, dataset: Dataset) -> None:
+    recorded = folder.read("data")["digest"]
+    if recorded != dataset.digest:
+        raise UserError(
+            f"the data {dataset.name} changed since {folder.path} was begun (its digest is "
+            f"{dataset.digest[:12]}, and was {recorded[:12]}): bring back that data "
+            "(or that Python, for its standard library), or start a new run"
+        )
+
+
+def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Prepared:
+    try:
+        return Prepared(experiment)
+    except BaseException:
+        if is_first():
+            with contextlib.suppress(OSError):  # what else lies there is not ours
+                (folder.path / ".lock").unlink()
+                folder.path.rmdir()
+        raise
+
+
+def _introduction(prepared: Prepared, state: TrainState, seconds: float) -> str:
+    dataset, mesh = prepared.dataset, prepared.mesh
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    device = mesh.devices.flat[0].device_kind
+    where = f"{mesh.size} {device} device{'s' if mesh.size > 1 else ''}"
+    if count() > 1:
+        where += f" of {count()} processes"
+    return (
+        f"{type(prepared.experiment.model).__name__.removesuffix('Config')} with "
+        f"{parameters:,} parameters on {dataset.name} ({len(dataset.train):,} training examples); "
+        f"mesh {describe(mesh)} on {where}; step compiled in {seconds:.1f} s"
+    )
+
+
+def _environment(experiment: Experiment) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    devices = jax.devices()
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": versions,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "backend": jax.default_backend(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": count(),
+        "seed": experiment.run.seed,
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> dict[str, Any] | None:
+    """Commit of the code, and whether files differ from it; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _use_compilation_cache() -> None:
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """The folder's lock, held by process 0 for all."""
+    with folder.locked() if is_first() else contextlib.nullcontext():
+        yield
+
+
+def _say(line: str) -> None:
+    if is_first():
+        print(line, flush=True)
+
+
+def _warn(line: str) -> None:
+    if is_first():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+

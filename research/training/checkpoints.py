@@ -1,0 +1,134 @@
+"""Checkpoints by Orbax: asynchronous, atomic, restored onto any mesh.
+
+A save copies the arrays to the host, and writes them while training goes on; the folder gets its
+name only when every file of every process is there. So a crash at any moment leaves the checkpoints
+before it whole, and a half-written one is never taken for a checkpoint.
+"""
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from research.errors import RunError, UserError
+
+Tree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step."""
+
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None):
+        """Keeps the newest `keep` checkpoints, and those at multiples of `keep_every` steps."""
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file otherwise
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Tree) -> None:
+        """Begins to save `state`; returns when its arrays may be overwritten.
+
+        Raises RunError if this or the save before could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._named(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)), step)
+
+    def wait(self) -> None:
+        """Returns when the last save is complete. Raises RunError if it could not be."""
+        self._named(self._manager.wait_until_finished, None)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def restore(
+        self, abstract: Tree, report: Callable[[str], None] = lambda line: None
+    ) -> tuple[int, Tree]:
+        """The step and state of the newest checkpoint that can be read, placed as `abstract` says.
+
+        A checkpoint that cannot be read is passed over, and `report` is told so in one line.
+
+        Raises UserError if there is none, or it holds another model.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            raise UserError(
+                f"{self.folder} holds no complete checkpoint: start the run anew with `research train`"
+            )
+        for step in steps:
+            try:
+                self._check_same_tree(step, abstract)
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and tensorstore raise many kinds for damaged files
+                first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+                report(
+                    f"checkpoint {step} cannot be read ({type(error).__name__}: {first_line}); "
+                    "taking the one before"
+                )
+                continue
+            return step, state
+        raise UserError(
+            f"none of the checkpoints {', '.join(map(str, steps))} in {self.folder} can be read: "
+            "restore the folder from a copy, or start anew with `research train`"
+        )
+
+    def _check_same_tree(self, step: int, abstract: Tree) -> None:
+        """Raises UserError where the checkpoint's arrays differ from `abstract` in name or shape."""
+        metadata = self._manager.item_metadata(step)
+        saved = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
+        wanted = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        if not saved:
+            raise ValueError("its metadata lists no arrays")
+        for name in sorted(saved.keys() | wanted.keys()):
+            here, there = wanted.get(name), saved.get(name)
+            if here == there:
+                continue
+            raise UserError(
+                f"checkpoint {step} in {self.folder} is of another model: {name} "
+                f"{_shape('has shape', there)} there and {_shape('has shape', here)} in this config: "
+                "resume with the config that the run was begun with"
+            )
+
+    def _named(self, action: Callable[[], Any], step: int | None) -> None:
+        try:
+            action()
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            kept = self._manager.all_steps(read=True)
+            last = f"the last good one is of step {max(kept)}" if kept else "there is none before it"
+            which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise RunError(
+                f"no space left on the disk of {self.folder}: {which} could not be written, {last}; "
+                f"free some space and go on with `research resume {self.folder.parent}`"
+            ) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` means that the disk (or the quota) is full, whoever raised it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = str(error).lower()
+    return "no space left on device" in words or "disk quota exceeded" in words
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    """`parameters.blocks.mlp.up.kernel` for a path of a tree, however its nodes name their parts."""
+    parts = (getattr(key, "name", None) or getattr(key, "key", getattr(key, "idx", "")) for key in path)
+    return ".".join(str(part) for part in parts)
+
+
+def _shape(verb: str, shape: Any) -> str:
+    return "is missing" if shape is None else f"{verb} {tuple(shape)}"

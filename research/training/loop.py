@@ -1,0 +1,141 @@
+"""The one loop: it runs every algorithm, and owns all that a machine can lose.
+
+The device is kept one step ahead of the host: a step's metrics are read while later steps run. All
+of them are read before anything is saved, so no checkpoint ever holds a state that came after a
+loss that is not finite.
+"""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.errors import RunError
+from research.parallel.processes import is_first
+from research.parallel.stopping import StopRequest
+from research.training.checkpoints import Checkpoints
+from research.training.configuration import RunConfig
+from research.training.metrics import Record, Tracker
+from research.training.progress import ProgressReport
+
+IN_FLIGHT = 2
+"""Steps that are dispatched and not yet read: enough to hide the host, few enough to stop soon."""
+
+State = Any
+
+
+def train(
+    step_function: Callable[[State, Any], tuple[State, Any]],
+    state: State,
+    feed: Iterator[Any],
+    run: RunConfig,
+    *,
+    start: int,
+    journal: "Journal",
+    evaluate: Callable[[State], dict[str, float]],
+    checkpoints: Checkpoints,
+    progress: ProgressReport,
+    stop: StopRequest,
+    indexes: Callable[[int], np.ndarray],
+    folder: Path,
+) -> tuple[State, int]:
+    """Runs `step_function` on the batches of `feed` from step `start` to `run.steps`.
+
+    Returns the last state and the number of updates it has had: fewer than `run.steps` after a
+    request to stop. Either way that state is saved. `indexes(step)` names the examples of the batch
+    of a step (from 0) if its loss is not finite.
+
+    Raises RunError for a loss that is not finite, and for a disk that is full.
+    """
+    last = start
+    pending: deque[tuple[int, Any]] = deque()
+    for step in range(start + 1, run.steps + 1):
+        state, metrics = step_function(state, next(feed))
+        pending.append((step, metrics))
+        last = step
+        stopping = stop.reached(step)
+        evaluating = step == run.steps or _due(step, run.evaluate_every)
+        saving = step == run.steps or stopping or _due(step, run.checkpoint_every)
+
+        while len(pending) > (0 if evaluating or saving else IN_FLIGHT):
+            done, its_metrics = pending.popleft()
+            values = {name: float(v) for name, v in jax.device_get(its_metrics)._asdict().items()}
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+                raise _not_finite(done, values, indexes(done - 1), checkpoints, folder)
+            progress.advance(done)
+            if done == step and evaluating:
+                record = journal.measure(done, values)
+                with journal.paused():
+                    record |= {f"validation_{n}": v for n, v in evaluate(state).items()}
+                journal.write(record)
+            elif done == 1 or _due(done, run.log_every):
+                journal.write(journal.measure(done, values))
+
+        if saving:
+            checkpoints.save(step, state)
+        if stopping:
+            break
+    return state, last
+
+
+class Journal:
+    """Measures the speed between logged steps and hands every record to the trackers."""
+
+    def __init__(self, trackers: list[Tracker], unit: str, per_step: int, start: int, seconds: float):
+        """`per_step` units (tokens or examples) a step; the run has had `start` steps in `seconds`."""
+        self._trackers = trackers
+        self._unit, self._per_step = unit, per_step
+        self._step = start
+        self._before = seconds
+        self._began = self._mark = time.perf_counter()
+        self._pauses = 0.0
+
+    def measure(self, step: int, values: dict[str, float]) -> Record:
+        """The record of `step`: its metrics, the run's seconds so far, and the speed since the last
+        record, evaluations not counted."""
+        now = time.perf_counter()
+        busy = max(now - self._mark - self._pauses, 1e-9)
+        rate = self._per_step * (step - self._step) / busy
+        self._step, self._mark, self._pauses = step, now, 0.0
+        seconds = self._before + now - self._began
+        return {"step": step, **values, "seconds": round(seconds, 4), f"{self._unit}_per_second": rate}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count in the speed."""
+        began = time.perf_counter()
+        yield
+        self._pauses += time.perf_counter() - began
+
+    def write(self, record: Record) -> None:
+        for tracker in self._trackers:
+            tracker.log(record)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _not_finite(
+    step: int, values: dict[str, float], indexes: np.ndarray, checkpoints: Checkpoints, folder: Path
+) -> RunError:
+    """The error that names the step, the examples of its batch, and the way back."""
+    bad = "loss" if not math.isfinite(values["loss"]) else "gradient_norm"
+    listed = folder / "not_finite.json"
+    if is_first():
+        listed.write_text(json.dumps({"step": step, "examples": indexes.tolist(), **values}) + "\n")
+    few = ", ".join(map(str, indexes[:8])) + (", ..." if len(indexes) > 8 else "")
+    good = checkpoints.latest()
+    back = "no checkpoint was saved before it" if good is None else f"the last good checkpoint is {good}"
+    return RunError(
+        f"{bad.replace('_', ' ')} is {values[bad]} at step {step}, on the batch of examples {few} "
+        f"(all in {listed}); {back}: lower the learning rate or look at the examples, "
+        f"then `research resume {folder}`"
+    )
