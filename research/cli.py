@@ -4,18 +4,21 @@ JAX is imported only by what runs it, so that `research --help` answers at once.
 """
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from research.configuration import nearest
 from research.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from research.experiment import Experiment
 
-HELP = {
+COMMANDS = {
     "train": ("CONFIG", "run a config; prints its run folder first and last"),
     "resume": ("RUN", "go on from the newest complete checkpoint of a run folder"),
     "evaluate": ("RUN", "metrics on the test split"),
@@ -25,13 +28,6 @@ HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers a mistake in one line, as all of the command does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0 success, 2 a mistake in what was asked, 1 the
     rest."""
@@ -39,161 +35,223 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         status = _run(sys.argv[1:] if arguments is None else arguments)
-    except (UserError, RunError) as error:
-        status = 2 if isinstance(error, UserError) else 1
-        if processes.is_first() or status == 1:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+    except UserError as error:
+        status = _failed(str(error), 2)
+    except RunError as error:
+        status = _failed(str(error), 1)
     except KeyboardInterrupt:
-        print("interrupted: the last checkpoint stands, go on with `research resume`", file=sys.stderr)
+        status = _failed("interrupted; what was saved is safe: go on with `research resume RUN`", 1)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
         from research.training.checkpoints import is_disk_full
 
         if not is_disk_full(error):
             raise
-        print(
-            f"error: no space left on the disk ({error.filename or 'while writing'}): free some and go "
-            "on with `research resume`",
-            file=sys.stderr,
+        where = f" while writing {error.filename}" if error.filename else ""
+        status = _failed(
+            f"no space left on the disk{where}; what was saved before is safe: free some space and "
+            "go on with `research resume RUN`",
+            1,
         )
-        status = 1
     if status:
         processes.leave(status)
     return status
 
 
+def _failed(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
 def _run(arguments: list[str]) -> int:
-    top = _Parser(
-        prog="research",
-        description="Distributed learning in JAX: one device mesh, and every way for machines to "
-        "learn together on it.",
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else _failed("no command was given", 2)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise UserError(f"there is no command `{command}`: {nearest(command, list(COMMANDS))}")
+    argument, text = COMMANDS[command]
+    parser = _Parser(
+        prog=f"research {command}",
+        description=text,
+        usage=f"research {command} {argument} [options]",
+        allow_abbrev=False,
+        add_help=False,
     )
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (argument, text) in HELP.items():
-        # add_help is ours for what takes an experiment's fields: the fields need the config first.
-        parser = commands.add_parser(
-            name, help=text, description=text, prog=f"research {name}", usage=_usage(name, argument)
-        )
-        if name == "launch":
-            parser.add_argument("--processes", type=int, required=True, help="how many (processes)")
-            parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="-- train CONFIG")
-            continue
-        parser.add_argument("target", metavar=argument)
-        parser.add_argument("--cpu-devices", type=int, help="make so many virtual CPU devices")
-        if name == "sample":
-            parser.add_argument("--prompt", default="", help="text to go on from")
-            parser.add_argument("--tokens", type=int, default=256, help="length (tokens)")
-            parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest")
-            parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
-            parser.add_argument("--seed", type=int, default=0, help="of the draws")
-        if name == "export":
-            parser.add_argument("--to", type=Path, required=True, help="the new folder")
-    known, rest = _split(top, arguments)
+    return {"launch": _launch, "sample": _sample, "export": _export}.get(command, _with_fields)(
+        command, parser, rest
+    )
 
-    if known.command == "launch":
-        from research.parallel.launch import launch
 
-        command = known.rest[1:] if known.rest[:1] == ["--"] else known.rest
-        return launch(known.processes, command)
+def _help() -> str:
+    lines = [
+        "usage: research COMMAND ...",
+        "",
+        "Distributed learning in JAX: one device mesh, and every way for machines to learn together.",
+        "",
+    ]
+    for name, (argument, text) in COMMANDS.items():
+        lines.append(f"  research {name + ' ' + argument:<24} {text}")
+    lines += [
+        "",
+        "`research train CONFIG --help` explains every field of a config; any of them can be set:",
+        "--run.directory, --run.steps, --run.seed, --run.log-every, --run.checkpoint-every,",
+        "--run.evaluate-every, --mesh.data, --mesh.fsdp, --mesh.tensor, --model.*, --data.*, ...",
+        "--cpu-devices N makes N virtual CPU devices. Exit status: 0 success, 2 a mistake in what",
+        "was asked, 1 the rest.",
+    ]
+    return "\n".join(lines)
 
-    from research.parallel import processes
 
-    processes.initialize(known.cpu_devices)
-    target = Path(known.target)
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake in one sentence, as all of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
+    from research.parallel.launch import launch
+
+    parser.add_argument("-h", "--help", action="help", help="show this message")
+    parser.add_argument("--processes", type=int, required=True, help="how many (processes)")
+    cut = rest.index("--") if "--" in rest else len(rest)
+    options = parser.parse_args(rest[:cut])
+    return launch(options.processes, rest[cut + 1 :])
+
+
+def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
+    """train, resume and evaluate: a target, and the fields of an experiment."""
+    from pathlib import Path
+
+    target, _, fields = _target(command, parser, rest)
     from research import runs
     from research.experiment import Experiment
 
-    if known.command == "train":
-        experiment = _override(Experiment.load(target), rest, f"research train {target}")
-        runs.train(experiment, name=target.stem)
-        return 0
-    change = _change(rest, f"research {known.command} {target}")
-    if known.command == "resume":
-        runs.resume(target, change)
-    elif known.command == "evaluate":
-        runs.evaluate(target, change)
-    elif known.command == "sample":
-        runs.sample(
-            target,
-            known.prompt,
-            known.tokens,
-            known.temperature,
-            known.top_k,
-            known.seed,
-            change,
-        )
-    elif known.command == "export":
-        if rest:
-            raise UserError(f"unknown option {rest[0]} (see research export --help)")
-        runs.export(target, known.to)
+    prog = f"research {command} {target}"
+    if command == "train":
+        experiment = _override(Experiment.load(target), fields, prog)
+        runs.train(experiment, name=Path(target).stem)
+    elif command == "resume":
+        runs.resume(target, _change(fields, prog))
+    else:
+        runs.evaluate(target, _change(fields, prog))
     return 0
 
 
-def _usage(name: str, argument: str) -> str:
-    if name == "launch":
-        return "research launch --processes N -- train CONFIG [--field value ...]"
-    return f"research {name} {argument} [options] [--field value ...]"
+def _sample(command: str, parser: _Parser, rest: list[str]) -> int:
+    parser.add_argument("--prompt", default="", help="text to go on from")
+    parser.add_argument("--tokens", type=int, default=256, help="length (tokens; default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (0.8)")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    target, options, fields = _target(command, parser, rest)
+    from research import runs
 
-
-def _split(
-    top: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and those of the experiment.
-
-    With a config at hand, `--help` is the experiment's: it explains every field.
-    """
-    asks_for_fields = (
-        len(arguments) > 2
-        and arguments[0] in ("train", "resume", "evaluate", "sample")
-        and not arguments[1].startswith("-")
-        and any(option in ("--help", "-h") for option in arguments[2:])
+    runs.sample(
+        target,
+        options.prompt,
+        options.tokens,
+        options.temperature,
+        options.top_k,
+        options.seed,
+        _change(fields, f"research sample {target}"),
     )
-    if not asks_for_fields:
-        return top.parse_known_args(arguments)
-    known, rest = top.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
-    return known, ["--help", *rest]
+    return 0
 
 
-def _change(rest: list[str], prog: str) -> "Callable[[Experiment], Experiment]":
-    return lambda experiment: _override(experiment, rest, prog)
+def _export(command: str, parser: _Parser, rest: list[str]) -> int:
+    parser.add_argument("--to", type=Path, required=True, help="folder to write (path)")
+    target, options, fields = _target(command, parser, rest)
+    from research import runs
+
+    if fields:
+        raise UserError(f"unknown option {fields[0]} (see research export --help)")
+    runs.export(target, options.to)
+    return 0
 
 
-def _override(experiment: "Experiment", rest: list[str], prog: str) -> "Experiment":
-    """`experiment` with the fields that the command line sets."""
-    if not rest:
+def _target(
+    command: str, parser: _Parser, rest: list[str]
+) -> tuple[Path, argparse.Namespace, list[str]]:
+    """The CONFIG or RUN, the command's own options, and the words left for the experiment's fields.
+
+    Joins the other processes, if there are any, and makes the virtual devices: all before JAX is
+    used.
+    """
+    parser.add_argument("--cpu-devices", type=int, help="make so many virtual CPU devices")
+    what = COMMANDS[command][0]
+    if not rest or rest[0].startswith("-"):
+        if rest[:1] in (["-h"], ["--help"]):
+            parser.print_help()
+            print(f"\nresearch {command} {what} --help explains every field of the experiment as well")
+            raise SystemExit(0)
+        raise UserError(f"give the {what} right after `research {command}`")
+    options, fields = parser.parse_known_args(rest[1:])
+    if "--help" in fields or "-h" in fields:
+        parser.print_help()
+        print()
+    from research.parallel import processes
+
+    processes.initialize(options.cpu_devices)
+    return Path(rest[0]), options, fields
+
+
+def _change(fields: list[str], prog: str) -> "Callable[[Experiment], Experiment]":
+    return lambda experiment: _override(experiment, fields, prog)
+
+
+def _override(experiment: "Experiment", words: list[str], prog: str) -> "Experiment":
+    """`experiment` with the fields that the command line sets. Raises UserError for a mistake."""
+    if not words:
         return experiment
     import tyro
 
-    from research.configuration import nearest
     from research.experiment import flags
 
     known = flags(experiment)
-    for word in rest:
+    for word in words:
         flag = word.split("=")[0].replace("_", "-")
-        if not word.startswith("--"):
-            continue
-        positive = flag.replace(".no-", ".", 1)
-        if flag not in known and positive not in known and flag != "--help":
-            raise UserError(f"unknown option {word.split('=')[0]}: {_near(flag, known, nearest)}")
+        if word.startswith("--") and flag not in [*known, "--help"]:
+            raise UserError(f"unknown option {word.split('=')[0]}: {_nearest_flag(flag, known)}")
+    complaint = io.StringIO()
     try:
-        changed = tyro.cli(
-            type(experiment),
-            default=experiment,
-            args=rest,
-            prog=prog,
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        )
+        with contextlib.redirect_stderr(complaint):
+            changed = tyro.cli(
+                type(experiment),
+                default=experiment,
+                args=words,
+                prog=prog,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
     except SystemExit as end:
         if end.code:
-            raise UserError(f"the options {' '.join(rest)} cannot be read (see {prog} --help)") from None
+            raise UserError(f"{_first_sentence(complaint.getvalue())} (see {prog} --help)") from None
         raise
     changed.check()
     return changed
 
 
-def _near(flag: str, known: list[str], nearest: Callable[[str, list[str]], str]) -> str:
+def _nearest_flag(flag: str, known: list[str]) -> str:
+    """The flag that was meant: by its whole name, or by its last part in another section."""
     hint = nearest(flag, known)
-    return hint if hint.startswith("did") else "see --help for all of them"
+    if hint.startswith("did"):
+        return hint
+    last = flag.rsplit(".", 1)[-1].removeprefix("--")
+    same = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    return f"did you mean `{same[0]}`?" if same else "--help lists them all"
 
 
-__all__ = ["fields", "main"]
+def _first_sentence(box: str) -> str:
+    """What tyro says at the top of its box, on one line."""
+    words: list[str] = []
+    for line in box.splitlines():
+        if line.startswith("╭"):
+            continue
+        inside = line.strip("│╰╯ ")
+        if set(inside) <= {"─"}:
+            break
+        words.append(inside)
+    return " ".join(words)

@@ -11,7 +11,7 @@ walks a block of at least 2^16 places: about 0.1 ms an index for a set of 1,400 
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from research.data.dataset import Example, Source, read_rows
 from research.errors import UserError
 
-ROUNDS = 6
+ROUNDS = 8
 PREFETCHED_STEPS = 8
 
 
@@ -53,7 +53,9 @@ class Batches:
         """Reads only those rows of the batch of `step`; every leaf is `[len(rows), ...]`."""
         return read_rows(self.source, self._examples(step, np.asarray(rows, np.int64)))
 
-    def iterate(self, start: int, rows: Sequence[int] | np.ndarray) -> Iterator[Example]:
+    def iterate(
+        self, start: int, rows: Sequence[int] | np.ndarray
+    ) -> Generator[Example, None, None]:
         """The given rows of the batches of `start`, `start + 1`, ..., read ahead by a thread.
 
         One reading thread: the sources are in memory, and more would only wait for each other.
@@ -111,7 +113,8 @@ def evaluation_batches(
 def shuffled(places: np.ndarray, examples: int, seed: int, epoch: int) -> np.ndarray:
     """int64 `[...]`: which of the `examples` stand at those places in the shuffle of an epoch.
 
-    For one (seed, epoch) a permutation of 0 to `examples - 1`.
+    For one (seed, epoch) a permutation of 0 to `examples - 1`. Over epochs, each example is as
+    likely at each place as chance has it from 10 examples on, and within 3 % of it at 5.
     """
     left_size = math.isqrt(examples - 1) + 1
     right_size = -(-examples // left_size)

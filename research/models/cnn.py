@@ -7,16 +7,16 @@ Learning of Deep Networks from Decentralized Data", 2017, arXiv:1602.05629, sect
     5x5 convolution to 64 channels, ReLU, 2x2 max pooling
     512 units, ReLU; logits                                   1,663,370 parameters on MNIST
 
-`lenet` is LeNet-5 of LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document
-Recognition", 1998, as it is taught today, with ReLU for tanh, max pooling for the learned averages,
-full connections between the convolutions and a softmax for the Gaussian outputs:
+`lenet` is LeNet-5 of LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to
+Document Recognition", 1998, as it is taught today: ReLU for tanh, max pooling for the learned
+averages, full connections between the convolutions, a softmax for the Gaussian outputs:
 
     5x5 convolution to 6 channels, ReLU, 2x2 max pooling
     5x5 convolution to 16 channels, ReLU, 2x2 max pooling
     120 units, ReLU; 84 units, ReLU; logits                   61,706 parameters on MNIST
 
-Convolutions are padded to keep the size, except LeNet's second one, which has no padding in the paper
-and here, where the image is large enough (12 pixels or more a side).
+Convolutions are padded to keep the size, except LeNet's second one, which has no padding in the
+paper and here, where the image is large enough (12 pixels or more a side).
 """
 
 from dataclasses import dataclass

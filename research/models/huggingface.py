@@ -3,11 +3,11 @@
 Two of their families are spoken, as `transformers` 4 and 5 write and read them:
 
 * `gpt2` (Radford et al. 2019): learned positions, LayerNorm, a gelu, biases everywhere. Models
-  without biases are exported with zero ones, and a note in `config.json` that lets `load` drop them.
+  without biases are exported with zero ones, and a note in `config.json` lets `load` drop them.
 * `llama` (Touvron et al. 2023, arXiv:2302.13971; grouped queries and untied or tied head): rotary
   positions, RMSNorm, swiglu.
 
-Weights are float32 in both directions; float16 and bfloat16 files are widened. Nothing is unpickled.
+Weights are float32 in both directions; float16 and bfloat16 files are widened. No pickle is read.
 """
 
 import json
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16, which safetensors looks up
+import ml_dtypes
 import numpy as np
 
 from research.errors import UserError
@@ -61,7 +61,9 @@ def export(
     _check_parameters(parameters, tensors, config)
     folder.mkdir(parents=True, exist_ok=True)
     if held := sorted([*folder.glob("config.json"), *folder.glob("model*.safetensors*")]):
-        raise UserError(f"{folder} holds a model already ({held[0].name}): export to another folder")
+        raise UserError(
+            f"{folder} holds a model already ({held[0].name}): export to another folder"
+        )
 
     shards = list(_shards(tensors, shard_bytes))
     names = ["model.safetensors"]
@@ -73,7 +75,11 @@ def export(
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(map(_bytes, tensors))},
-            "weight_map": {t.name: name for name, shard in zip(names, shards) for t in shard},
+            "weight_map": {
+                tensor.name: name
+                for name, shard in zip(names, shards, strict=True)
+                for tensor in shard
+            },
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -116,14 +122,14 @@ def load(folder: Path) -> tuple[TransformerConfig, Specification, dict[str, Any]
         for tensor in filter(needed, tensors):
             if tensor.name not in files:
                 raise UserError(
-                    f"{folder} lacks the tensor {tensor.name} of shape {tensor.shape}: its download "
-                    f"or export was not finished, or config.json is of another model"
+                    f"{folder} lacks the tensor {tensor.name} of shape {tensor.shape}: its "
+                    f"download or export was not finished, or config.json is of another model"
                 )
             value = reader.read(*files[tensor.name])
             if value.shape != tensor.shape:
                 raise UserError(
-                    f"tensor {tensor.name} in {folder} has shape {value.shape}, but its config.json "
-                    f"asks for {tensor.shape}"
+                    f"tensor {tensor.name} in {folder} has shape {value.shape}, but its "
+                    f"config.json asks for {tensor.shape}: they are of different models"
                 )
             tensor.into_ours(value, parameters)
     biases = {path for tensor in tensors for path in tensor.paths if path[-1] == "bias"}
@@ -159,11 +165,13 @@ class _Reader:
         try:
             value = self.file.get_tensor(tensor)
         except SafetensorError as error:
-            raise UserError(f"tensor {tensor} cannot be read from {self.folder / file} ({error})") from error
+            raise UserError(
+                f"tensor {tensor} cannot be read from {self.folder / file} ({error})"
+            ) from error
         if value.dtype not in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
             raise UserError(
-                f"tensor {tensor} in {self.folder} is {value.dtype}, a quantized weight: use a folder "
-                f"with float32, float16 or bfloat16 weights"
+                f"tensor {tensor} in {self.folder} is {value.dtype}, a quantized weight: use a "
+                f"folder with float32, float16 or bfloat16 weights"
             )
         return value.astype(np.float32)
 
@@ -174,7 +182,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no complete safetensors file ({error}): fetch it anew") from error
+        raise UserError(
+            f"{path} is no complete safetensors file ({error}): fetch it anew"
+        ) from error
 
 
 def _tensor_files(folder: Path) -> dict[str, tuple[str, str]]:
@@ -193,9 +203,9 @@ def _tensor_files(folder: Path) -> dict[str, tuple[str, str]]:
     for pattern in ("*.bin", "*.pt", "*.pth", "*.bin.index.json"):
         for pickled in sorted(folder.glob(pattern)):
             raise UserError(
-                f"{folder} keeps its weights in {pickled.name}, a pickle, which can run any code and "
-                f"is not read: convert it to safetensors, for example with "
-                f"transformers' save_pretrained"
+                f"{folder} keeps its weights in {pickled.name}, a pickle, which can run any code "
+                f"and is not read: convert to safetensors, for example with transformers' "
+                f"save_pretrained"
             )
     raise UserError(f"{folder} has no model.safetensors: it holds no model, or not all of it")
 

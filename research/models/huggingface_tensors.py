@@ -1,7 +1,7 @@
 """The tensors of Hugging Face's GPT-2 and Llama, beside the parameters of our transformer.
 
-Each of their tensors is the concatenation of one or more of our parameters of one layer, flattened to
-a matrix [in, out] or a vector [out]. GPT-2 keeps [in, out] and fuses query, key and value; Llama
+Each of their tensors is the concatenation of one or more of our parameters of one layer, flattened
+to a matrix [in, out] or a vector [out]. GPT-2 keeps [in, out] and fuses query, key and value; Llama
 keeps [out, in]. Rotary features are paired by halves in both, so no permutation is needed.
 """
 
@@ -115,7 +115,8 @@ def tensors_of(
         biases = tuple((*path, "bias") for path in paths)
         yield Tensor(f"{name}.bias", layer, biases, tuple(outputs.values()), None, False)
 
-    query, key_value = (heads, head_dim), (groups, head_dim)
+    query: tuple[int, ...] = (heads, head_dim)
+    shared: tuple[int, ...] = (groups, head_dim)  # by the queries of a group
     if llama:
         yield Tensor(
             "model.embed_tokens.weight",
@@ -126,8 +127,8 @@ def tensors_of(
             attention, mlp = f"{block}.self_attn", f"{block}.mlp"
             yield from norm(f"{block}.input_layernorm", ("blocks", "attention_norm"), layer)
             yield from linear(f"{attention}.q_proj", layer, (width,), {"attention.query": query})
-            yield from linear(f"{attention}.k_proj", layer, (width,), {"attention.key": key_value})
-            yield from linear(f"{attention}.v_proj", layer, (width,), {"attention.value": key_value})
+            yield from linear(f"{attention}.k_proj", layer, (width,), {"attention.key": shared})
+            yield from linear(f"{attention}.v_proj", layer, (width,), {"attention.value": shared})
             yield from linear(f"{attention}.o_proj", layer, query, {"attention.output": (width,)})
             yield from norm(f"{block}.post_attention_layernorm", ("blocks", "mlp_norm"), layer)
             yield from linear(f"{mlp}.gate_proj", layer, (width,), {"mlp.gate": (hidden,)})

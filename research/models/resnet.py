@@ -11,13 +11,14 @@ batch normalization on CIFAR-10 it has 11,173,962 parameters.
 Normalization is by default group normalization (Wu and He, 2018, arXiv:1803.08494), which knows no
 other example: averaging models of clients with different data breaks batch normalization (Hsieh et
 al., "The Non-IID Data Quagmire of Decentralized Machine Learning", 2020, arXiv:1910.00189), and
-per-example gradients do not exist with it. With `batch`, statistics are those of the global batch on
-every mesh; running averages (weight 0.9 on the old value) live in variables of type
-`nnx.BatchStat`, beside the parameters, and are used where `train` is false.
+per-example gradients do not exist with it. With `batch`, statistics are those of the global batch
+on every mesh; running averages (weight 0.9 on the old value, the variance biased where PyTorch's is
+not) live in variables of type `nnx.BatchStat`, beside the parameters, and are used where `train` is
+false.
 
 Scales of all normalizations start at one, as torchvision's do; starting the last of each block at
-zero (Goyal et al., 2017, arXiv:1706.02677) is not done here. Convolutions are padded equally on both
-sides, as in PyTorch, so that its weights give its logits.
+zero (Goyal et al., 2017, arXiv:1706.02677) is not done here. Convolutions are padded equally on
+both sides, as in PyTorch, so that its weights give its logits.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ MNIST = Specification(shape=(28, 28, 1), classes=10)
     ("kind", "parameters"),
     [
         ("mcmahan", 1_663_370),  # McMahan et al. 2017 (arXiv:1602.05629), section 3
-        # LeNet-5 with whole connections between the convolutions: 156 + 2,416 + 48,120 + 10,164 + 850.
+        # LeNet-5, full connections between the convolutions: 156 + 2,416 + 48,120 + 10,164 + 850.
         ("lenet", 61_706),
     ],
 )
@@ -39,7 +39,9 @@ def test_other_sizes_of_image_work(step, kind, shape):
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 3)], ids=["even", "odd"])
 def test_max_pool_is_that_of_flax(shape):
     x = jax.random.normal(jax.random.key(0), shape)
-    weight = jax.random.normal(jax.random.key(1), (shape[0], shape[1] // 2, shape[2] // 2, shape[3]))
+    weight = jax.random.normal(
+        jax.random.key(1), (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+    )
     pools = (max_pool, lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)))
     ours, theirs = (jax.value_and_grad(lambda x, p=p: (p(x) * weight).sum())(x) for p in pools)
     assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-5)

@@ -189,7 +189,9 @@ def reconfigure(folder: Path, **values: Any) -> None:
 def test_half_precision_is_widened(tmp_path, dtype):
     parameters = parameters_of(LLAMA)
     export(LLAMA, TEXT, parameters, tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()}))
+    rewrite(
+        tmp_path, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()})
+    )
     _, _, back = load(tmp_path)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype).astype(np.float32)),
@@ -243,8 +245,8 @@ def test_export_names_the_field_that_neither_family_has(tmp_path, config, field)
 def test_export_refuses_parameters_of_another_config(tmp_path):
     with pytest.raises(UserError, match=r"blocks.attention.key.bias has shape none.*\(3, 4, 6\)"):
         export(GPT2, TEXT, parameters_of(replace(GPT2, bias=False)), tmp_path)
-    with pytest.raises(UserError, match=r"embedding has shape \(61, 24\).*\(61, 32\)"):
-        export(replace(GPT2, width=32), TEXT, parameters_of(GPT2), tmp_path)
+    with pytest.raises(UserError, match=r"embedding has shape \(61, 24\).*\(70, 24\)"):
+        export(GPT2, replace(TEXT, classes=70), parameters_of(GPT2), tmp_path)
 
 
 def test_export_overwrites_nothing(tmp_path):
@@ -304,7 +306,10 @@ def broken_folders() -> dict[str, tuple[Any, str]]:
 
     integers = np.zeros(24, np.int8)
     return {
-        "missing": (tensors(lambda t: t.pop(norm)), r"lacks the tensor model.norm.weight .*\(24,\)"),
+        "missing": (
+            tensors(lambda t: t.pop(norm)),
+            r"lacks the tensor model.norm.weight .*\(24,\)",
+        ),
         "shape": (
             tensors(lambda t: t.update({query: np.zeros((24, 20), np.float32)})),
             r"q_proj.weight .*shape \(24, 20\).*asks for \(24, 24\)",
@@ -314,11 +319,17 @@ def broken_folders() -> dict[str, tuple[Any, str]]:
             "has a tensor model.extra, which a llama",
         ),
         "quantized": (tensors(lambda t: t.update({norm: integers})), "is int8, a quantized weight"),
-        "pickle": (pickled, "pytorch_model.bin, a pickle.*convert it to safetensors"),
+        "pickle": (pickled, "pytorch_model.bin, a pickle.*convert to safetensors"),
         "cut": (cut, "no complete safetensors file"),
         "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetens"),
-        "no config": (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
-        "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
+        "no config": (
+            lambda folder: (folder / "config.json").unlink(),
+            "config.json does not exist",
+        ),
+        "no JSON": (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "cannot be read as JSON",
+        ),
         "no shard": (index("model-00001-of-00002.safetensors"), "lacks model-00001-of-00002"),
         "shard outside": (index("../model.safetensors"), "lacks ../model.safetensors"),
     }
