@@ -1,6 +1,6 @@
 """A LeNet on scikit-learn's 8 × 8 digits: seconds, no download.
 
-    research train configs/digits.py
+research train configs/digits.py
 """
 
 from research.experiment import CNNConfig, Experiment, ImagesConfig, OptimizerConfig, RunConfig

@@ -1,10 +1,11 @@
-"""GPT-2 124M (Radford et al. 2019) in bfloat16, sequences of 1,024, about half a million tokens a step.
+"""GPT-2 124M (Radford et al. 2019) in bfloat16, sequences of 1,024, about half a million tokens a
+step.
 
     research train configs/gpt2_124m.py --data.source 'corpus/**/*.txt'
 
 The hyper-parameters are nanoGPT's reproduction on OpenWebText, which reaches a validation loss of
-about 2.85 after 300 billion tokens (600,000 steps, four days on 8 A100). The default text here is the
-Python standard library, 10 MB: enough to measure speed and memory, not to learn English. The
+about 2.85 after 300 billion tokens (600,000 steps, four days on 8 A100). The default text here is
+the Python standard library, 10 MB: enough to measure speed and memory, not to learn English. The
 vocabulary is learned from the text given; its table has 50,304 rows, a multiple of 128.
 """
 

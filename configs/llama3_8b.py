@@ -2,10 +2,10 @@
 
     research train configs/llama3_8b.py --data.source 'corpus/**/*.txt'
 
-Sequences of 8,192, four million tokens a step, parameters and optimizer state split over 64 devices,
-heads and hidden units over 4. With 32 bytes of state a parameter (parameters, gradients and the two
-moments in float32, doubled while they are updated) a device holds about 1 GB of it. To start from
-published weights: --run.initialize-from FOLDER (safetensors).
+Sequences of 8,192, four million tokens a step, parameters and optimizer state split over 64
+devices, heads and hidden units over 4. With 32 bytes of state a parameter (parameters, gradients
+and the two moments in float32, doubled while they are updated) a device holds about 1 GB of it. To
+start from published weights: --run.initialize-from FOLDER (safetensors).
 """
 
 from research.experiment import (
@@ -45,5 +45,7 @@ experiment = Experiment(
         microbatches=8,
     ),
     mesh=MeshConfig(data=1, fsdp=64, tensor=4),
-    run=RunConfig(steps=100_000, log_every=10, evaluate_every=1000, checkpoint_every=500, keep_checkpoints=3),
+    run=RunConfig(
+        steps=100_000, log_every=10, evaluate_every=1000, checkpoint_every=500, keep_checkpoints=3
+    ),
 )

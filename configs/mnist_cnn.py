@@ -1,7 +1,7 @@
 """The CNN of McMahan et al. 2017 (1,663,370 parameters) on MNIST, data parallel.
 
-    research train configs/mnist_cnn.py
-    research train configs/mnist_cnn.py --cpu-devices 8
+research train configs/mnist_cnn.py
+research train configs/mnist_cnn.py --cpu-devices 8
 """
 
 from research.experiment import CNNConfig, Experiment, ImagesConfig, OptimizerConfig, RunConfig

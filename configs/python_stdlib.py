@@ -1,7 +1,7 @@
 """A small language model of Python, from the source of the standard library: no download.
 
-    make train
-    research train configs/python_stdlib.py --cpu-devices 8
+make train
+research train configs/python_stdlib.py --cpu-devices 8
 """
 
 from research.experiment import (
@@ -20,5 +20,7 @@ experiment = Experiment(
         learning_rate=2e-3, warmup_steps=20, final_learning_rate=2e-4, weight_decay=0.1, beta2=0.99
     ),
     mesh=MeshConfig(data=2, fsdp=2, tensor=2),
-    run=RunConfig(steps=300, log_every=10, evaluate_every=100, evaluate_batches=20, checkpoint_every=100),
+    run=RunConfig(
+        steps=300, log_every=10, evaluate_every=100, evaluate_batches=20, checkpoint_every=100
+    ),
 )

@@ -89,7 +89,7 @@ def _help() -> str:
     lines = [
         "usage: research COMMAND ...",
         "",
-        "Distributed learning in JAX: one device mesh, and every way for machines to learn together.",
+        "Distributed learning in JAX: one device mesh, every way for machines to learn together.",
         "",
     ]
     for name, (argument, text) in COMMANDS.items():
@@ -186,7 +186,9 @@ def _target(
     if not rest or rest[0].startswith("-"):
         if rest[:1] in (["-h"], ["--help"]):
             parser.print_help()
-            print(f"\nresearch {command} {what} --help explains every field of the experiment as well")
+            print(
+                f"\nresearch {command} {what} --help explains every field of the experiment as well"
+            )
             raise SystemExit(0)
         raise UserError(f"give the {what} right after `research {command}`")
     options, fields = parser.parse_known_args(rest[1:])
@@ -228,7 +230,9 @@ def _override(experiment: "Experiment", words: list[str], prog: str) -> "Experim
             )
     except SystemExit as end:
         if end.code:
-            raise UserError(f"{_first_sentence(complaint.getvalue())} (see {prog} --help)") from None
+            raise UserError(
+                f"{_first_sentence(complaint.getvalue())} (see {prog} --help)"
+            ) from None
         raise
     changed.check()
     return changed

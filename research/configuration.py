@@ -17,9 +17,9 @@ Json = dict[str, Any]
 
 def to_json(config: Any) -> Any:
     """`config` (a dataclass, or any value of one) as what the json module can write."""
-    if dataclasses.is_dataclass(config):
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
         values = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        return {"type": type(config).__name__, **values}
+        return {"type": config.__class__.__name__, **values}
     if isinstance(config, list | tuple):
         return [to_json(item) for item in config]
     if isinstance(config, dict):
@@ -28,9 +28,14 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(annotation: Any, value: Any, where: str = "config") -> Any:
-    """The value of type `annotation` that `to_json` wrote. Raises UserError naming what does not fit."""
+    """The value of type `annotation` that `to_json` wrote. Raises UserError naming what does not
+    fit."""
     if isinstance(value, dict) and "type" in value:
-        classes = {c.__name__: c for c in _members(annotation) if dataclasses.is_dataclass(c)}
+        classes: dict[str, Any] = {
+            getattr(c, "__name__", ""): c
+            for c in _members(annotation)
+            if dataclasses.is_dataclass(c)
+        }
         kind = classes.get(value["type"])
         if kind is None:
             raise UserError(f"{where}: {value['type']} is none of {', '.join(classes)}")
@@ -38,7 +43,10 @@ def from_json(annotation: Any, value: Any, where: str = "config") -> Any:
         given = {name: item for name, item in value.items() if name != "type"}
         check_names(given, list(hints), where)
         return kind(
-            **{name: from_json(hints[name], item, f"{where}.{name}") for name, item in given.items()}
+            **{
+                name: from_json(hints[name], item, f"{where}.{name}")
+                for name, item in given.items()
+            }
         )
     if isinstance(value, list) and any(typing.get_origin(m) is tuple for m in _members(annotation)):
         value = tuple(value)
@@ -47,7 +55,8 @@ def from_json(annotation: Any, value: Any, where: str = "config") -> Any:
 
 
 def check(config: Any, where: str) -> None:
-    """Raises UserError for the first field of `config` (a dataclass) whose value is of a wrong type.
+    """Raises UserError for the first field of `config` (a dataclass) whose value is of a wrong
+    type.
 
     Python does not look at the types of a config file; without this a string where a number belongs
     fails deep inside a compiler.
@@ -67,7 +76,8 @@ def check_type(annotation: Any, value: Any, where: str) -> None:
 
 
 def check_names(given: typing.Iterable[str], known: list[str], where: str) -> None:
-    """Raises UserError for the first of `given` that is not `known`, with the nearest known name."""
+    """Raises UserError for the first of `given` that is not `known`, with the nearest known
+    name."""
     for name in given:
         if name not in known:
             raise UserError(f"{where} has no field `{name}`: {nearest(name, known)}")
@@ -107,7 +117,7 @@ def _name(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(annotation))
     if dataclasses.is_dataclass(annotation):
-        return f"a {annotation.__name__}"  # type: ignore[union-attr]
+        return f"a {getattr(annotation, '__name__', annotation)}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
     return names.get(annotation, str(annotation))
 

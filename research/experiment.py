@@ -90,7 +90,9 @@ class Experiment:
         Raises UserError for a file that is missing, does not run, or defines no experiment.
         """
         if not path.is_file():
-            beside = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+            beside = (
+                sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+            )
             known = f": {nearest(path.stem, beside)}" if beside else ""
             raise UserError(f"there is no config file {path}{known}")
         try:

@@ -34,6 +34,7 @@ from research.experiment import Experiment
 from research.learning import Synchronous, TrainState
 from research.models import Specification, TransformerConfig
 from research.models.generation import generate
+from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import batch_sharding, place, rows_of_this_process
 from research.parallel.mesh import MeshConfig, describe
 from research.parallel.processes import barrier, count, is_first, shared
@@ -56,8 +57,7 @@ class Prepared:
         """Raises UserError for whatever of the experiment cannot be done here."""
         experiment.check()
         self.experiment = experiment
-        if experiment.run.compilation_cache:
-            _use_compilation_cache()
+        _tune_process(experiment)
         self.mesh = experiment.mesh.build() if mesh is None else mesh
         self.batch = experiment.data.batch
         self.sharding = batch_sharding(self.mesh, self.batch // experiment.optimizer.microbatches)
@@ -226,7 +226,9 @@ def _carry_on(prepared: Prepared, folder: RunFolder, start: str | None) -> None:
             )
 
 
-def evaluate(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e) -> dict[str, Any]:
+def evaluate(
+    path: Path, change: Callable[[Experiment], Experiment] = lambda e: e
+) -> dict[str, Any]:
     """Metrics of a run's newest checkpoint on the test split, printed and returned."""
     folder = RunFolder.existing(path)
     restored = _Restored(folder, change)
@@ -264,8 +266,8 @@ def sample(
     stored = folder.path / "vocabulary.json"
     if not stored.exists():
         raise UserError(
-            f"{path} trained a {type(restored.experiment.model).__name__} on {restored.data['name']}, "
-            "which writes no text: sample from the run of a language model"
+            f"{path} trained a {type(restored.experiment.model).__name__} on "
+            f"{restored.data['name']}, which writes no text: give the run of a language model"
         )
     vocabulary = vocabulary_from_json(stored.read_text(encoding="utf-8"))
     key = jax.random.key(seed)
@@ -308,8 +310,7 @@ class _Restored:
             if self.experiment.mesh != before.mesh:  # asked for
                 raise
             self.mesh = MeshConfig().build(jax.devices()[:1])
-        if self.experiment.run.compilation_cache:
-            _use_compilation_cache()
+        _tune_process(self.experiment)
         self.learner = learner(self.experiment, self.specification, self.mesh)
         checkpoints = Checkpoints(folder.checkpoints)
         with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
@@ -380,7 +381,8 @@ def _text(
 
 
 def _description(dataset: Dataset) -> dict[str, Any]:
-    """What a run folder keeps of its data: enough to restore the model, and to know the data again."""
+    """What a run folder keeps of its data: enough to restore the model, and to know the data
+    again."""
     specification = dataset.specification
     return {
         "name": dataset.name,
@@ -468,7 +470,12 @@ def _git_commit() -> dict[str, Any] | None:
         return None
 
 
-def _use_compilation_cache() -> None:
+def _tune_process(experiment: Experiment) -> None:
+    """Keeps compiled programs for the next start, and freed memory for the next step."""
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    if not experiment.run.compilation_cache:
+        return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -489,4 +496,3 @@ def _say(line: str) -> None:
 def _warn(line: str) -> None:
     if is_first():
         print(f"warning: {line}", file=sys.stderr, flush=True)
-

@@ -1,7 +1,7 @@
 """The objective of every model here: cross-entropy, as a sum and a count.
 
-Never a local mean: means of unequal parts (an uneven last batch, masked tokens, microbatches) do not
-average to the mean of the whole, sums and counts add up to it on any mesh.
+Never a local mean: means of unequal parts (an uneven last batch, masked tokens, microbatches) do
+not average to the mean of the whole, sums and counts add up to it on any mesh.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Totals(NamedTuple):
 
     loss: jax.Array  # [] float32, nats
     correct: jax.Array  # [] float32
-    count: jax.Array  # [] float32
+    targets: jax.Array  # [] float32, how many
 
     def add(self, other: "Totals") -> "Totals":
         return Totals(*(mine + its for mine, its in zip(self, other, strict=True)))
@@ -26,7 +26,8 @@ def cross_entropy(
 ) -> Totals:
     """Cross-entropy of `logits` [batch, ..., classes] (float32) against `targets` [batch, ...].
 
-    `weights` [batch] counts each example (and all its tokens) that many times; None counts each once.
+    `weights` [batch] counts each example (and all its tokens) that many times; None counts each
+    once.
     """
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     shifted = logits - highest

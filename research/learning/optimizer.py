@@ -80,7 +80,9 @@ class OptimizerConfig:
         known = optimizer_names()
         if self.name not in known:
             near = get_close_matches(self.name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
+            )
             raise UserError(f"optax has no optimizer `{self.name}`: {hint}")
         make = getattr(optax, self.name)
         takes = inspect.signature(make).parameters

@@ -3,9 +3,10 @@
     g_t = 1/n · Σ_i ∇ℓ(w_t; x_i)        over the n targets of the global batch
     w_{t+1} = w_t + update(g_t)          by any optax optimizer
 
-What crosses the wire is what the layout asks for: an all-reduce of gradients over `data`, all-gathers
-of parameters and reduce-scatters of gradients over `fsdp`, all-reduces of activations over `tensor`.
-None of it is written here; XLA's partitioner derives it from the shardings of state and batch.
+What crosses the wire is what the layout asks for: an all-reduce of gradients over `data`,
+all-gathers of parameters and reduce-scatters of gradients over `fsdp`, all-reduces of activations
+over `tensor`. None of it is written here; XLA's partitioner derives it from the shardings of state
+and batch.
 """
 
 from collections.abc import Callable
@@ -90,8 +91,8 @@ class Synchronous:
                 f"set {flags} and give those devices to another axis"
             )
         shapes = jax.eval_shape(optimizer.init, nnx.to_pure_dict(parameters))
-        self.shardings = TrainState(
-            step=whole,
+        self.shardings: Any = TrainState(
+            step=whole,  # type: ignore[arg-type]
             parameters=placed,
             buffers=jax.tree.map(lambda _: whole, nnx.to_pure_dict(buffers)),
             optimizer=optax.tree.map_params(
@@ -108,7 +109,9 @@ class Synchronous:
             _, parameters, buffers = build(key)
             parameters = nnx.to_pure_dict(parameters)
             zero = jnp.zeros((), jnp.int32)
-            return TrainState(zero, parameters, nnx.to_pure_dict(buffers), optimizer.init(parameters))
+            return TrainState(
+                zero, parameters, nnx.to_pure_dict(buffers), optimizer.init(parameters)
+            )
 
         self.init: Callable[[], TrainState] = jax.jit(init, out_shardings=self.shardings)
         self.abstract_state: TrainState = jax.tree.map(
@@ -116,9 +119,7 @@ class Synchronous:
             jax.eval_shape(init),
             self.shardings,
         )
-        self.step = jax.jit(
-            self._step, donate_argnums=0, out_shardings=(self.shardings, whole)
-        )
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, whole))
         self.evaluate = jax.jit(self._evaluate, out_shardings=whole)
 
     def model(self, state: TrainState) -> Any:
@@ -130,8 +131,8 @@ class Synchronous:
         gradients, totals, buffers = self.gradients(state.parameters, state.buffers, batch, key)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
         metrics = StepMetrics(
-            loss=totals.loss / totals.count,
-            accuracy=totals.correct / totals.count,
+            loss=totals.loss / totals.targets,
+            accuracy=totals.correct / totals.targets,
             gradient_norm=optax.tree.norm(gradients),
             learning_rate=jnp.asarray(self._learning_rate(state.step), jnp.float32),
         )
@@ -167,13 +168,18 @@ class Synchronous:
             zeros = jax.tree.map(jnp.zeros_like, parameters)
             nothing = Totals(*(jnp.zeros((), jnp.float32) for _ in Totals._fields))
             parts = jnp.arange(self.microbatches), jax.tree.map(self._into_microbatches, batch)
-            (summed, totals, buffers), _ = jax.lax.scan(accumulate, (zeros, nothing, buffers), parts)
-        return jax.tree.map(lambda g: g / totals.count, summed), totals, buffers
+            (summed, totals, buffers), _ = jax.lax.scan(
+                accumulate, (zeros, nothing, buffers), parts
+            )
+        return jax.tree.map(lambda g: g / totals.targets, summed), totals, buffers
 
     def _into_microbatches(self, rows: jax.Array) -> jax.Array:
-        # Row i goes to microbatch i mod m, so that every device cuts up its own rows and none moves.
+        # Row i goes to microbatch i mod m, so that every device cuts up its own rows and none
+        # moves.
         m = self.microbatches
-        return rows.reshape(rows.shape[0] // m, m, *rows.shape[1:]).swapaxes(0, 1)  # [m, batch/m, ...]
+        return rows.reshape(rows.shape[0] // m, m, *rows.shape[1:]).swapaxes(
+            0, 1
+        )  # [m, batch/m, ...]
 
     def _evaluate(self, state: TrainState, batch: Batch) -> Totals:
         logits = self.model(state)(batch["inputs"])

@@ -28,9 +28,9 @@ def generate(
 ) -> np.ndarray:
     """`length` tokens that follow `prompt` (tokens, at least one), int32 [length].
 
-    `logits_of` maps `state` and tokens [1, context] to logits [1, context, classes]. A `temperature` of 0 takes
-    the likeliest token; `top_k` draws from the k likeliest only; `vocabulary` leaves out the rows of
-    a table that is larger than the vocabulary.
+    `logits_of` maps `state` and tokens [1, context] to logits [1, context, classes]. A
+    `temperature` of 0 takes the likeliest token; `top_k` draws from the k likeliest only;
+    `vocabulary` leaves out the rows of a table that is larger than the vocabulary.
     """
     recent = np.asarray(prompt, np.int32)[-context:]
     window = np.zeros((context,), np.int32)
@@ -48,6 +48,7 @@ def generate(
             window = shifted.at[jnp.where(full, context - 1, filled)].set(token)
             return (window, jnp.minimum(filled + 1, context)), token
 
+        tokens: jax.Array
         _, tokens = jax.lax.scan(next_token, (window, filled), jax.random.split(key, length))
         return constrain(tokens, None)  # whole everywhere, so that every process can read it
 

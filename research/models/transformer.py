@@ -1,10 +1,10 @@
 """A decoder-only transformer: GPT-2 or Llama by configuration.
 
 Vaswani et al. 2017, *Attention is all you need*, arXiv:1706.03762; with what came after, each a
-setting: pre-normalization and learned positions (GPT-2, Radford et al. 2019); rotary positions (Su et
-al. 2021, arXiv:2104.09864); RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); SwiGLU (Shazeer 2020,
-arXiv:2002.05202); grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245); Llama (Touvron et
-al. 2023, arXiv:2302.13971).
+setting: pre-normalization and learned positions (GPT-2, Radford et al. 2019); rotary positions (Su
+et al. 2021, arXiv:2104.09864); RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); SwiGLU
+(Shazeer 2020, arXiv:2002.05202); grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245);
+Llama (Touvron et al. 2023, arXiv:2302.13971).
 
     x = embed(tokens) (+ position)
     x = x + attention(norm(x));  x = x + mlp(norm(x))          for every layer
@@ -118,9 +118,13 @@ class TransformerConfig:
                 f"use a divisor of {self.heads}"
             )
         if self.size_of_head % 2 and self.positions == "rotary":
-            raise UserError(f"rotary positions turn pairs of features: head_dim {self.size_of_head} is odd")
+            raise UserError(
+                f"rotary positions turn pairs of features: head_dim {self.size_of_head} is odd"
+            )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout {self.dropout} is a share of the activations: use 0 or more, below 1")
+            raise UserError(
+                f"dropout {self.dropout} is a share of the activations: use 0 or more, below 1"
+            )
         if len(specification.shape) != 1:
             raise UserError(
                 f"a transformer reads tokens of shape (context,), not examples of shape "
@@ -128,8 +132,8 @@ class TransformerConfig:
             )
         if self.vocabulary_size is not None and self.vocabulary_size < specification.classes:
             raise UserError(
-                f"--model.vocabulary-size {self.vocabulary_size} is smaller than the data's vocabulary "
-                f"of {specification.classes} tokens: use {specification.classes} or more"
+                f"--model.vocabulary-size {self.vocabulary_size} is smaller than the data's "
+                f"vocabulary of {specification.classes} tokens: use {specification.classes} or more"
             )
 
     @property
@@ -201,9 +205,9 @@ class Attention(nnx.Module):
 
 
 def rotate(x: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions on `x` [batch, sequence, heads, head_dim]: feature pair (i, i + head_dim/2) of
-    the token at place p is turned by the angle p · theta^(-2i/head_dim) (Su et al. 2021, eq. 34; the
-    pairs are the halves, as in Llama)."""
+    """Rotary positions on `x` [batch, sequence, heads, head_dim]: feature pair (i, i + head_dim/2)
+    of the token at place p is turned by the angle p · theta^(-2i/head_dim) (Su et al. 2021, eq.
+    34; the pairs are the halves, as in Llama)."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency  # [sequence, head_dim/2]
@@ -302,11 +306,12 @@ class Transformer(nnx.Module):
         of learned positions.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        dropping = train and config.dropout > 0 and key is not None
-        keys = jax.random.split(key, config.layers + 1) if dropping else None
+        keys = None
+        if train and config.dropout > 0 and key is not None:
+            keys = jax.random.split(key, config.layers + 1)
 
-        # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp` would
-        # make XLA replicate the activations.
+        # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
+        # would make XLA replicate the activations.
         embedding = constrain(self.embedding[...], "vocab", None).astype(dtype)
         x = jnp.take(embedding, tokens, axis=0)  # [batch, sequence, width]
         if config.positions == "learned":
@@ -320,7 +325,9 @@ class Transformer(nnx.Module):
         x = constrain(x, "batch", "sequence", None)
         x = drop(x, config.dropout, keys[-1] if keys is not None else None)
 
-        def layer(x: jax.Array, block_and_key: tuple[Block, jax.Array | None]) -> tuple[jax.Array, None]:
+        def layer(
+            x: jax.Array, block_and_key: tuple[Block, jax.Array | None]
+        ) -> tuple[jax.Array, None]:
             block, key = block_and_key
             return block(x, key), None
 

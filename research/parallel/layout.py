@@ -2,7 +2,8 @@
 
 Models name what a dimension *is* (`embed`, `heads`, `vocab`, `batch`); this table says over which
 mesh axes it is split. Nothing else in the code knows both. The names travel as the metadata `axes`
-of a Flax parameter, and as arguments of `constrain` for activations; XLA's partitioner does the rest.
+of a Flax parameter, and as arguments of `constrain` for activations; XLA's partitioner does the
+rest.
 """
 
 import math
@@ -70,7 +71,9 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
-def _does_not_divide(name: str, size: int, split: tuple[str, ...], mesh: Mesh | AbstractMesh) -> str:
+def _does_not_divide(
+    name: str, size: int, split: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> str:
     parts = math.prod(mesh.shape[a] for a in split)
     product = " × ".join(split)
     below, above = size - size % parts, size + parts - size % parts
@@ -118,8 +121,9 @@ def unused_axes(tree: Any, mesh: Mesh) -> list[str]:
     shardings is split: their devices would all do the same work."""
     used = set(LAYOUT["batch"].mesh_axes)
     for sharding in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, NamedSharding)):
-        for entry in sharding.spec:
-            used.update((entry,) if isinstance(entry, str) else entry or ())
+        for entry in sharding.spec or ():
+            if entry is not None:
+                used.update((entry,) if isinstance(entry, str) else entry)
     return [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
 
 
@@ -132,8 +136,8 @@ def rows_of_this_process(sharding: NamedSharding, batch: int) -> np.ndarray:
     """The rows of a batch that this process's devices hold, ascending: all that it has to read."""
     held = {
         row
-        for (rows,) in sharding.addressable_devices_indices_map((batch,)).values()
-        for row in range(*rows.indices(batch))
+        for index in sharding.addressable_devices_indices_map((batch,)).values()
+        for row in range(*(index or (slice(None),))[0].indices(batch))
     }
     return np.array(sorted(held))
 
@@ -148,7 +152,8 @@ def place(rows: dict[str, np.ndarray], sharding: NamedSharding, batch: int) -> d
     position = {row: i for i, row in enumerate(rows_of_this_process(sharding, batch))}
 
     def globally(leaf: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             first, last, _ = index[0].indices(batch)
             return leaf[position[first] : position[last - 1] + 1]
 

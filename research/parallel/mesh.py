@@ -52,11 +52,14 @@ class MeshConfig:
         sizes = asdict(self)
         wrong = [f"--mesh.{axis} {size}" for axis, size in sizes.items() if size < 1 and size != -1]
         if wrong:
-            raise UserError(f"{', '.join(wrong)}: a mesh axis has at least 1 device, or -1 for the rest")
+            raise UserError(
+                f"{', '.join(wrong)}: a mesh axis has at least 1 device, or -1 for the rest"
+            )
         free = [axis for axis, size in sizes.items() if size == -1]
         if len(free) > 1:
             raise UserError(
-                f"mesh axes {' and '.join(free)} are both -1: only one can take the devices that are left"
+                f"mesh axes {' and '.join(free)} are both -1: only one can take the devices "
+                "that are left"
             )
         fixed = math.prod(size for size in sizes.values() if size != -1)
         asked = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "data 1"
@@ -69,7 +72,8 @@ class MeshConfig:
             sizes[free[0]] = devices // fixed
         elif fixed != devices:
             raise UserError(
-                f"mesh {asked} = {fixed} devices, but {devices} {'is' if devices == 1 else 'are'} here: "
+                f"mesh {asked} = {fixed} devices, but {devices} "
+                f"{'is' if devices == 1 else 'are'} here: "
                 f"set one axis to -1 to take what is there, or {_more_devices(fixed)}"
             )
         return sizes

@@ -63,7 +63,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise UserError(
-                f"{self.folder} holds no complete checkpoint: start the run anew with `research train`"
+                f"{self.folder} holds no complete checkpoint: start the run anew with "
+                "`research train`"
             )
         for step in steps:
             try:
@@ -85,9 +86,12 @@ class Checkpoints:
         )
 
     def _check_same_tree(self, step: int, abstract: Tree) -> None:
-        """Raises UserError where the checkpoint's arrays differ from `abstract` in name or shape."""
+        """Raises UserError where the checkpoint's arrays differ from `abstract` in name or
+        shape."""
         metadata = self._manager.item_metadata(step)
-        saved = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
+        saved = {
+            _path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)
+        }
         wanted = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         if not saved:
             raise ValueError("its metadata lists no arrays")
@@ -97,8 +101,8 @@ class Checkpoints:
                 continue
             raise UserError(
                 f"checkpoint {step} in {self.folder} is of another model: {name} "
-                f"{_shape('has shape', there)} there and {_shape('has shape', here)} in this config: "
-                "resume with the config that the run was begun with"
+                f"{_shape('has shape', there)} there and {_shape('has shape', here)} in this "
+                "config: resume with the config that the run was begun with"
             )
 
     def _named(self, action: Callable[[], Any], step: int | None) -> None:
@@ -108,11 +112,13 @@ class Checkpoints:
             if not is_disk_full(error):
                 raise
             kept = self._manager.all_steps(read=True)
-            last = f"the last good one is of step {max(kept)}" if kept else "there is none before it"
+            last = (
+                f"the last good one is of step {max(kept)}" if kept else "there is none before it"
+            )
             which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise RunError(
-                f"no space left on the disk of {self.folder}: {which} could not be written, {last}; "
-                f"free some space and go on with `research resume {self.folder.parent}`"
+                f"no space left on the disk of {self.folder}: {which} could not be written, "
+                f"{last}; free some space and go on with `research resume {self.folder.parent}`"
             ) from error
 
 
@@ -125,8 +131,11 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _path(path: tuple[Any, ...]) -> str:
-    """`parameters.blocks.mlp.up.kernel` for a path of a tree, however its nodes name their parts."""
-    parts = (getattr(key, "name", None) or getattr(key, "key", getattr(key, "idx", "")) for key in path)
+    """`parameters.blocks.mlp.up.kernel` for a path of a tree, however its nodes name their
+    parts."""
+    parts = (
+        getattr(key, "name", None) or getattr(key, "key", getattr(key, "idx", "")) for key in path
+    )
     return ".".join(str(part) for part in parts)
 
 

@@ -26,7 +26,9 @@ def evaluate(
         if len(totals) > IN_FLIGHT:
             totals[-IN_FLIGHT].loss.block_until_ready()
     # Added in float64: the count of a large split is beyond float32's whole numbers.
-    loss, correct, count = np.sum(np.array(jax.device_get(totals), np.float64).reshape(-1, 3), axis=0)
+    loss, correct, count = np.sum(
+        np.array(jax.device_get(totals), np.float64).reshape(-1, 3), axis=0
+    )
     if count == 0:
         raise RunError("the split to evaluate holds no example: give it a larger share of the data")
     result = {"loss": float(loss / count), "accuracy": float(correct / count)}

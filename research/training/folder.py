@@ -1,12 +1,12 @@
 """The run folder: all that is needed to know what a run was, and to go on with it.
 
-    config.json        the resolved experiment
-    environment.json   versions, devices, git commit, command
-    data.json          name and digest of the data
-    vocabulary.json    of a text run
-    metrics.jsonl      one object a logged step
-    checkpoints/       Orbax
-    tensorboard/       events
+config.json        the resolved experiment
+environment.json   versions, devices, git commit, command
+data.json          name and digest of the data
+vocabulary.json    of a text run
+metrics.jsonl      one object a logged step
+checkpoints/       Orbax
+tensorboard/       events
 """
 
 import fcntl
@@ -87,4 +87,6 @@ class RunFolder:
         except FileNotFoundError:
             raise UserError(f"{path} is missing: the run folder is not whole") from None
         except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}): the run folder is damaged") from None
+            raise UserError(
+                f"{path} is not valid JSON ({error}): the run folder is damaged"
+            ) from None

@@ -88,8 +88,11 @@ def train(
 class Journal:
     """Measures the speed between logged steps and hands every record to the trackers."""
 
-    def __init__(self, trackers: list[Tracker], unit: str, per_step: int, start: int, seconds: float):
-        """`per_step` units (tokens or examples) a step; the run has had `start` steps in `seconds`."""
+    def __init__(
+        self, trackers: list[Tracker], unit: str, per_step: int, start: int, seconds: float
+    ):
+        """`per_step` units (tokens or examples) a step; the run has had `start` steps in
+        `seconds`."""
         self._trackers = trackers
         self._unit, self._per_step = unit, per_step
         self._step = start
@@ -105,7 +108,12 @@ class Journal:
         rate = self._per_step * (step - self._step) / busy
         self._step, self._mark, self._pauses = step, now, 0.0
         seconds = self._before + now - self._began
-        return {"step": step, **values, "seconds": round(seconds, 4), f"{self._unit}_per_second": rate}
+        return {
+            "step": step,
+            **values,
+            "seconds": round(seconds, 4),
+            f"{self._unit}_per_second": rate,
+        }
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -133,7 +141,11 @@ def _not_finite(
         listed.write_text(json.dumps({"step": step, "examples": indexes.tolist(), **values}) + "\n")
     few = ", ".join(map(str, indexes[:8])) + (", ..." if len(indexes) > 8 else "")
     good = checkpoints.latest()
-    back = "no checkpoint was saved before it" if good is None else f"the last good checkpoint is {good}"
+    back = (
+        "no checkpoint was saved before it"
+        if good is None
+        else f"the last good checkpoint is {good}"
+    )
     return RunError(
         f"{bad.replace('_', ' ')} is {values[bad]} at step {step}, on the batch of examples {few} "
         f"(all in {listed}); {back}: lower the learning rate or look at the examples, "

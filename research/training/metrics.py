@@ -18,7 +18,8 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a logged step, written through at once, so that a crash loses none."""
+    """`metrics.jsonl`: one object a logged step, written through at once, so that a crash loses
+    none."""
 
     def __init__(self, path: Path):
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()

@@ -10,7 +10,8 @@ from research.training.metrics import Record
 
 
 class ProgressReport:
-    """Shows a run's progress from `start` to `steps`; says nothing where `quiet` (other processes)."""
+    """Shows a run's progress from `start` to `steps`; says nothing where `quiet` (other
+    processes)."""
 
     def __init__(self, start: int, steps: int, unit: str, quiet: bool = False):
         self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
@@ -63,7 +64,9 @@ class ProgressReport:
                 self.line(f"step {record['step']}/{self._steps}  {figures}")
             return
         done = int(record["step"]) - self._start
-        left = (time.perf_counter() - self._began) / max(done, 1) * (self._steps - int(record["step"]))
+        left = (
+            (time.perf_counter() - self._began) / max(done, 1) * (self._steps - int(record["step"]))
+        )
         self.line(f"step {record['step']}/{self._steps}  {figures}  {_clock(left)} left")
 
     def line(self, text: str) -> None:
