@@ -6,110 +6,33 @@ of them walk it together; process 0 prints, and writes the files that all share.
 
 import contextlib
 import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.data import (
-    Batches,
-    Dataset,
-    Source,
-    Vocabulary,
-    cache_folder,
-    evaluation_batches,
-    vocabulary_from_json,
-)
+from research.data import Dataset, Vocabulary, vocabulary_from_json
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Synchronous, TrainState
-from research.models import Specification, TransformerConfig
+from research.models import TransformerConfig
 from research.models.generation import generate
-from research.parallel.host_memory import keep_freed_memory
-from research.parallel.layout import batch_sharding, place, rows_of_this_process
-from research.parallel.mesh import MeshConfig, describe
+from research.parallel.mesh import describe
 from research.parallel.processes import barrier, count, is_first, shared
 from research.parallel.stopping import StopRequest
+from research.prepared import Prepared, Restored, warn
 from research.training.checkpoints import Checkpoints
-from research.training.evaluation import evaluate as evaluate_split
 from research.training.folder import RunFolder
 from research.training.loop import Journal
 from research.training.loop import train as run_loop
 from research.training.metrics import JsonLines, TensorBoard, Tracker, WeightsAndBiases, keep_until
 from research.training.progress import ProgressReport
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "reigen")
-
-
-class Prepared:
-    """An experiment on its devices: data loaded, mesh laid out, functions ready to compile."""
-
-    def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh | None = None):
-        """Raises UserError for whatever of the experiment cannot be done here."""
-        experiment.check()
-        self.experiment = experiment
-        _tune_process(experiment)
-        self.mesh = experiment.mesh.build() if mesh is None else mesh
-        self.batch = experiment.data.batch
-        self.sharding = batch_sharding(self.mesh, self.batch // experiment.optimizer.microbatches)
-        self.rows = rows_of_this_process(self.sharding, self.batch)
-        self.dataset = experiment.data.load()
-        self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
-        self.learner = learner(experiment, self.dataset.specification, self.mesh)
-
-    @property
-    def units_per_step(self) -> int:
-        """Tokens or examples of a batch."""
-        is_text = self.dataset.unit == "tokens"
-        return self.batch * (self.dataset.specification.shape[0] if is_text else 1)
-
-    def feed(self, start: int) -> Iterator[dict[str, jax.Array]]:
-        """The batches of the steps after `start`, on the devices."""
-        for rows in self.batches.iterate(start, self.rows):
-            yield place(rows, self.sharding, self.batch)
-
-    def compile(self) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
-        """The training step, compiled for the shapes of its batch."""
-        example = self.batches.rows(0, [0])
-        batch = {
-            name: jax.ShapeDtypeStruct(
-                (self.batch, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
-            )
-            for name, leaf in example.items()
-        }
-        return self.learner.step.lower(self.learner.abstract_state, batch).compile()
-
-    def evaluate(self, state: TrainState, split: Source) -> dict[str, float]:
-        """Loss, accuracy and what follows from them over a split."""
-        limit = self.experiment.run.evaluate_batches
-        parts = evaluation_batches(split, self.batch, self.rows, limit)
-        placed = (place(rows, self.sharding, self.batch) for rows in parts)
-        return evaluate_split(self.learner.evaluate, state, placed, self.dataset.unit)
-
-
-def learner(
-    experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh
-) -> Synchronous:
-    """The algorithm of `experiment` for data of `specification`, on `mesh`."""
-    steps = experiment.run.steps
-    return Synchronous(
-        experiment.model,
-        specification,
-        experiment.optimizer.build(steps),
-        experiment.optimizer.learning_rate_schedule(steps),
-        mesh,
-        experiment.run.seed,
-        experiment.optimizer.microbatches,
-    )
+from research.training.provenance import environment
 
 
 def train(experiment: Experiment, name: str = "run") -> Path:
@@ -130,7 +53,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
             if prepared.dataset.vocabulary is not None:
                 folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
             folder.write("data", _description(prepared.dataset))
-            folder.write("environment", _environment(experiment))
+            folder.write("environment", environment(experiment.run.seed))
             folder.write("config", experiment.to_json())  # last: with it the folder is a run
         barrier("run folder")
         with jax.set_mesh(prepared.mesh):
@@ -154,7 +77,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
         if is_first():
             earlier = folder.read("environment")
             history = [*earlier.pop("earlier", []), earlier]
-            folder.write("environment", {**_environment(experiment), "earlier": history})
+            folder.write("environment", {**environment(experiment.run.seed), "earlier": history})
             if experiment != before:
                 folder.write("config", experiment.to_json())
         with jax.set_mesh(prepared.mesh):
@@ -231,7 +154,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a run's newest checkpoint on the test split, printed and returned."""
     folder = RunFolder.existing(path)
-    restored = _Restored(folder, change)
+    restored = Restored(folder, change)
     prepared = Prepared(restored.experiment, restored.mesh)
     dataset = prepared.dataset
     _check_same_data(folder, dataset)
@@ -262,7 +185,7 @@ def sample(
             f"--temperature {temperature} 0 or more"
         )
     folder = RunFolder.existing(path)
-    restored = _Restored(folder, change)
+    restored = Restored(folder, change)
     stored = folder.path / "vocabulary.json"
     if not stored.exists():
         raise UserError(
@@ -283,7 +206,7 @@ def export(path: Path, destination: Path) -> Path:
     """Writes a run's transformer as a Hugging Face folder (safetensors and config.json)."""
     from research.models import huggingface
 
-    restored = _Restored(RunFolder.existing(path))
+    restored = Restored(RunFolder.existing(path))
     model = restored.experiment.model
     if not isinstance(model, TransformerConfig):
         raise UserError(f"{path} trained a {type(model).__name__}: only transformers are exported")
@@ -293,38 +216,16 @@ def export(path: Path, destination: Path) -> Path:
     return destination
 
 
-class _Restored:
-    """The newest checkpoint of a run, on the run's mesh if it fits this machine, else on 1 device.
-
-    Needs none of the run's data.
-    """
-
-    def __init__(self, folder: RunFolder, change: Callable[[Experiment], Experiment] = lambda e: e):
-        before = Experiment.from_json(folder.read("config"))
-        self.experiment = change(before)
-        self.data = folder.read("data")
-        self.specification = Specification(tuple(self.data["shape"]), self.data["classes"])
-        try:
-            self.mesh = self.experiment.mesh.build()
-        except UserError:
-            if self.experiment.mesh != before.mesh:  # asked for
-                raise
-            self.mesh = MeshConfig().build(jax.devices()[:1])
-        _tune_process(self.experiment)
-        self.learner = learner(self.experiment, self.specification, self.mesh)
-        checkpoints = Checkpoints(folder.checkpoints)
-        with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
-            self.step, self.state = checkpoints.restore(self.learner.abstract_state, _warn)
-
-
 def _initial_state(
     prepared: Prepared, checkpoints: Checkpoints, restoring: bool
 ) -> tuple[TrainState, int]:
     learner = prepared.learner
-    if restoring:
-        first, state = checkpoints.restore(learner.abstract_state, _warn)
+    if restoring and checkpoints.latest() is not None:
+        first, state = checkpoints.restore(learner.abstract_state, warn)
         _say(f"restored step {first}")
         return state, first
+    if restoring:
+        _say("no checkpoint was complete yet: beginning again at step 0")
     state = learner.init()
     source = prepared.experiment.run.initialize_from
     if source is not None:
@@ -433,54 +334,6 @@ def _introduction(prepared: Prepared, state: TrainState, seconds: float) -> str:
     )
 
 
-def _environment(experiment: Experiment) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    devices = jax.devices()
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": versions,
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "backend": jax.default_backend(),
-        "device": devices[0].device_kind,
-        "devices": len(devices),
-        "processes": count(),
-        "seed": experiment.run.seed,
-        "git": _git_commit(),
-    }
-
-
-def _git_commit() -> dict[str, Any] | None:
-    """Commit of the code, and whether files differ from it; None outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        )
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _tune_process(experiment: Experiment) -> None:
-    """Keeps compiled programs for the next start, and freed memory for the next step."""
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
-    if not experiment.run.compilation_cache:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 @contextlib.contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
     """The folder's lock, held by process 0 for all."""
@@ -491,8 +344,3 @@ def _locked(folder: RunFolder) -> Iterator[None]:
 def _say(line: str) -> None:
     if is_first():
         print(line, flush=True)
-
-
-def _warn(line: str) -> None:
-    if is_first():
-        print(f"warning: {line}", file=sys.stderr, flush=True)

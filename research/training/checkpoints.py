@@ -18,6 +18,9 @@ from research.errors import RunError, UserError
 
 Tree = Any
 
+SMALLEST_SLICE = 2**22
+"""Bytes that a replica writes at least of an array that several hold."""
+
 
 class Checkpoints:
     """The checkpoints of one run, by step."""
@@ -25,11 +28,17 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None):
         """Keeps the newest `keep` checkpoints, and those at multiples of `keep_every` steps."""
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file otherwise
+        _write_small_arrays_whole()
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=options,
+            # Else a manager that has saved nothing yet cannot tell what a checkpoint holds.
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -120,6 +129,16 @@ class Checkpoints:
                 f"no space left on the disk of {self.folder}: {which} could not be written, "
                 f"{last}; free some space and go on with `research resume {self.folder.parent}`"
             ) from error
+
+
+def _write_small_arrays_whole() -> None:
+    """Lets one replica write an array that all have, if it is small.
+
+    Orbax has every replica write a slice of it, and compiles a program for each slice: seconds at
+    the first save of the smallest model on 8 devices.
+    """
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_SLICE)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def is_disk_full(error: BaseException) -> bool:

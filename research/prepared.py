@@ -1,0 +1,124 @@
+"""An experiment made ready on its devices: data, mesh and compiled functions."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from research.data import Batches, Source, cache_folder, evaluation_batches
+from research.errors import UserError
+from research.experiment import Experiment
+from research.learning import Synchronous, TrainState
+from research.models import Specification
+from research.parallel.host_memory import keep_freed_memory
+from research.parallel.layout import batch_sharding, place, rows_of_this_process
+from research.parallel.mesh import MeshConfig
+from research.parallel.processes import is_first
+from research.training.checkpoints import Checkpoints
+from research.training.evaluation import evaluate as evaluate_split
+from research.training.folder import RunFolder
+
+
+class Prepared:
+    """An experiment on its devices: data loaded, mesh laid out, functions ready to compile."""
+
+    def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh | None = None):
+        """Raises UserError for whatever of the experiment cannot be done here."""
+        experiment.check()
+        self.experiment = experiment
+        tune_process(experiment)
+        self.mesh = experiment.mesh.build() if mesh is None else mesh
+        self.batch = experiment.data.batch
+        self.sharding = batch_sharding(self.mesh, self.batch // experiment.optimizer.microbatches)
+        self.rows = rows_of_this_process(self.sharding, self.batch)
+        self.dataset = experiment.data.load()
+        self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
+        self.learner = learner(experiment, self.dataset.specification, self.mesh)
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens or examples of a batch."""
+        is_text = self.dataset.unit == "tokens"
+        return self.batch * (self.dataset.specification.shape[0] if is_text else 1)
+
+    def feed(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """The batches of the steps after `start`, on the devices."""
+        for rows in self.batches.iterate(start, self.rows):
+            yield place(rows, self.sharding, self.batch)
+
+    def compile(self) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+        """The training step, compiled for the shapes of its batch."""
+        example = self.batches.rows(0, [0])
+        batch = {
+            name: jax.ShapeDtypeStruct(
+                (self.batch, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
+            )
+            for name, leaf in example.items()
+        }
+        return self.learner.step.lower(self.learner.abstract_state, batch).compile()
+
+    def evaluate(self, state: TrainState, split: Source) -> dict[str, float]:
+        """Loss, accuracy and what follows from them over a split."""
+        limit = self.experiment.run.evaluate_batches
+        parts = evaluation_batches(split, self.batch, self.rows, limit)
+        placed = (place(rows, self.sharding, self.batch) for rows in parts)
+        return evaluate_split(self.learner.evaluate, state, placed, self.dataset.unit)
+
+
+class Restored:
+    """The newest checkpoint of a run, on the run's mesh if it fits this machine, else on 1 device.
+
+    Needs none of the run's data.
+    """
+
+    def __init__(self, folder: RunFolder, change: Callable[[Experiment], Experiment] = lambda e: e):
+        before = Experiment.from_json(folder.read("config"))
+        self.experiment = change(before)
+        self.data = folder.read("data")
+        self.specification = Specification(tuple(self.data["shape"]), self.data["classes"])
+        try:
+            self.mesh = self.experiment.mesh.build()
+        except UserError:
+            if self.experiment.mesh != before.mesh:  # asked for
+                raise
+            self.mesh = MeshConfig().build(jax.devices()[:1])
+        tune_process(self.experiment)
+        self.learner = learner(self.experiment, self.specification, self.mesh)
+        checkpoints = Checkpoints(folder.checkpoints)
+        with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
+            self.step, self.state = checkpoints.restore(self.learner.abstract_state, warn)
+
+
+def learner(
+    experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh
+) -> Synchronous:
+    """The algorithm of `experiment` for data of `specification`, on `mesh`."""
+    steps = experiment.run.steps
+    return Synchronous(
+        experiment.model,
+        specification,
+        experiment.optimizer.build(steps),
+        experiment.optimizer.learning_rate_schedule(steps),
+        mesh,
+        experiment.run.seed,
+        experiment.optimizer.microbatches,
+    )
+
+
+def tune_process(experiment: Experiment) -> None:
+    """Keeps compiled programs for the next start, and freed memory for the next step."""
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    if not experiment.run.compilation_cache:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def warn(line: str) -> None:
+    """One line on standard error, from process 0."""
+    if is_first():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
