@@ -10,7 +10,8 @@ from research.models.linear import Linear, LinearConfig
 from research.models.mlp import MLP, MLPConfig
 from research.models.resnet import ResNet, ResNetConfig
 from research.models.specification import Specification
-from research.models.transformer import Transformer, TransformerConfig
+from research.models.transformer import Transformer
+from research.models.transformer_config import TransformerConfig
 
 __all__ = [
     "CNN",

@@ -23,7 +23,7 @@ from research.errors import UserError
 from research.models.huggingface_config import from_huggingface, to_huggingface
 from research.models.huggingface_tensors import Tensor, allocate, lookup, tensors_of
 from research.models.specification import Specification
-from research.models.transformer import TransformerConfig
+from research.models.transformer_config import TransformerConfig
 
 SHARD_BYTES = 5_000_000_000  # Hugging Face's own limit, "5GB"
 INDEX = "model.safetensors.index.json"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from research.errors import UserError
 from research.models.huggingface_tensors import Family
 from research.models.specification import Specification
-from research.models.transformer import TransformerConfig
+from research.models.transformer_config import TransformerConfig
 
 # Their names for our activations; the first is written, all are read.
 GELUS: dict[str, Literal["gelu", "gelu_exact"]] = {

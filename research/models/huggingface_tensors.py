@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from research.models.specification import Specification
-from research.models.transformer import TransformerConfig
+from research.models.transformer_config import TransformerConfig
 
 Family = Literal["gpt2", "llama"]
 Path = tuple[str, ...]

@@ -16,7 +16,7 @@ runs them, so that compile time does not grow with depth.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -25,128 +25,15 @@ from flax import nnx
 
 from research.errors import UserError
 from research.models.specification import Specification
+from research.models.transformer_config import TransformerConfig
 from research.parallel.layout import constrain
 
-Remat = Literal["none", "full", "dots", "dots_without_batch", "attention"]
-
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     # what the forward pass keeps for the backward pass; the rest is computed again
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_anything_except_these_names("attention"),
 }
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """A decoder-only transformer. The defaults are GPT-2's form without biases."""
-
-    layers: int = 4
-    """Blocks of attention and MLP."""
-
-    width: int = 128
-    """Width of the residual stream (features)."""
-
-    heads: int = 4
-    """Query heads of every attention."""
-
-    key_value_heads: int | None = None
-    """Heads of keys and values, a divisor of heads (None: as many as heads)."""
-
-    head_dim: int | None = None
-    """Features of one head (None: width / heads)."""
-
-    hidden: int | None = None
-    """Hidden units of the MLP (None: 4 × width; for swiglu 8/3 × width, rounded up to
-    a multiple of 64)."""
-
-    positions: Literal["learned", "rotary"] = "learned"
-    """How a token knows its place."""
-
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths (tokens / 2π)."""
-
-    normalization: Literal["layer", "rms"] = "layer"
-    """LayerNorm or RMSNorm, before attention, before the MLP and before the head."""
-
-    epsilon: float = 1e-5
-    """Added to the variance in the normalization."""
-
-    activation: Literal["gelu", "gelu_exact", "swiglu"] = "gelu"
-    """Of the MLP: gelu is GPT-2's tanh form, gelu_exact the one by erf, swiglu has a gate."""
-
-    tied_head: bool = True
-    """The head shares the embedding table."""
-
-    bias: bool = False
-    """Linear layers and LayerNorms have biases."""
-
-    dropout: float = 0.0
-    """Share of activations dropped in training, after the embedding, attention and MLP."""
-
-    vocabulary_size: int | None = None
-    """Rows of the embedding table (tokens; None: as many as the data's vocabulary)."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters, norms, softmax and loss stay float32."""
-
-    remat: Remat = "none"
-    """What the backward pass computes again instead of keeping: none, full (everything), dots (all
-    but matrix products), dots_without_batch, attention (only attention's inside)."""
-
-    unroll: int = 1
-    """Layers per iteration of the scan over layers: more compiles longer and may run faster."""
-
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    """Implementation of jax.nn.dot_product_attention (auto: cudnn on a GPU in bfloat16)."""
-
-    def build(self, specification: Specification, key: jax.Array) -> "Transformer":
-        """The initialized module. Raises UserError where the sizes do not fit each other."""
-        return Transformer(self, specification, nnx.Rngs(key))
-
-    def check(self, specification: Specification) -> None:
-        """Raises UserError where the sizes do not fit each other or the data."""
-        if self.head_dim is None and self.width % self.heads:
-            raise UserError(
-                f"width {self.width} does not divide into {self.heads} heads: use a width such as "
-                f"{self.heads * math.ceil(self.width / self.heads)}, or set --model.head-dim"
-            )
-        if self.heads % (self.key_value_heads or self.heads):
-            raise UserError(
-                f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}: "
-                f"use a divisor of {self.heads}"
-            )
-        if self.size_of_head % 2 and self.positions == "rotary":
-            raise UserError(
-                f"rotary positions turn pairs of features: head_dim {self.size_of_head} is odd"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UserError(
-                f"dropout {self.dropout} is a share of the activations: use 0 or more, below 1"
-            )
-        if len(specification.shape) != 1:
-            raise UserError(
-                f"a transformer reads tokens of shape (context,), not examples of shape "
-                f"{specification.shape}: use TextConfig as the data, or another model"
-            )
-        if self.vocabulary_size is not None and self.vocabulary_size < specification.classes:
-            raise UserError(
-                f"--model.vocabulary-size {self.vocabulary_size} is smaller than the data's "
-                f"vocabulary of {specification.classes} tokens: use {specification.classes} or more"
-            )
-
-    @property
-    def size_of_head(self) -> int:
-        return self.head_dim or self.width // self.heads
-
-    @property
-    def hidden_units(self) -> int:
-        if self.hidden is not None:
-            return self.hidden
-        if self.activation != "swiglu":
-            return 4 * self.width
-        return 64 * math.ceil(8 * self.width / 3 / 64)
 
 
 class Attention(nnx.Module):
@@ -162,7 +49,7 @@ class Attention(nnx.Module):
                 (heads, head_dim),
                 use_bias=config.bias,
                 dtype=jnp.dtype(config.dtype),
-                kernel_init=nnx.initializers.normal(0.02),
+                kernel_init=nnx.initializers.normal(config.initial_deviation),
                 kernel_metadata={"axes": ("embed", name, "head_dim")},
                 bias_metadata={"axes": (name, "head_dim")},
                 rngs=rngs,
@@ -183,6 +70,7 @@ class Attention(nnx.Module):
         )
         self.rope_theta = config.rope_theta if config.positions == "rotary" else None
         self.implementation = config.attention
+        self.compute_again = config.remat == "attention"
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # [batch, sequence, width] -> [batch, sequence, heads, head_dim]
@@ -191,9 +79,14 @@ class Attention(nnx.Module):
         value = constrain(self.value(x), "batch", "sequence", "key_value_heads", None)
         if self.rope_theta is not None:
             query, key = rotate(query, self.rope_theta), rotate(key, self.rope_theta)
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, is_causal=True, implementation=self._implementation(query.dtype)
+        attend = partial(
+            jax.nn.dot_product_attention,
+            is_causal=True,
+            implementation=self._implementation(query.dtype),
         )
+        if self.compute_again:
+            attend = jax.checkpoint(attend)
+        mixed = attend(query, key, value)
         mixed = constrain(mixed, "batch", "sequence", "heads", None)
         return self.output(mixed)
 
@@ -229,7 +122,7 @@ class MLP(nnx.Module):
                 config.hidden_units,
                 use_bias=config.bias,
                 dtype=jnp.dtype(config.dtype),
-                kernel_init=nnx.initializers.normal(0.02),
+                kernel_init=nnx.initializers.normal(config.initial_deviation),
                 kernel_metadata={"axes": ("embed", "mlp")},
                 bias_metadata={"axes": ("mlp",)},
                 rngs=rngs,
@@ -285,7 +178,9 @@ class Transformer(nnx.Module):
         vocabulary = config.vocabulary_size or specification.classes
 
         def table(rows: int, width: int, axes: tuple[str | None, ...]) -> nnx.Param:
-            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width)), axes=axes)
+            deviation = config.initial_deviation
+            values = deviation * jax.random.normal(rngs.params(), (rows, width))
+            return nnx.Param(values, axes=axes)
 
         self.embedding = table(vocabulary, config.width, ("vocab", "embed"))
         if config.positions == "learned":
@@ -331,7 +226,7 @@ class Transformer(nnx.Module):
             block, key = block_and_key
             return block(x, key), None
 
-        if config.remat != "none":
+        if config.remat in REMAT_POLICIES:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
         layer_keys = keys[:-1] if keys is not None else None
         x, _ = jax.lax.scan(layer, x, (self.blocks, layer_keys), unroll=config.unroll)
@@ -360,4 +255,4 @@ def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSN
 
 def _residual_scale(config: TransformerConfig) -> float:
     """GPT-2's: what every layer adds twice to the residual stream starts smaller with depth."""
-    return 0.02 / math.sqrt(2 * config.layers)
+    return config.initial_deviation / math.sqrt(2 * config.layers)
