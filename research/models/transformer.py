@@ -79,7 +79,7 @@ class Attention(nnx.Module):
         value = constrain(self.value(x), "batch", "sequence", "key_value_heads", None)
         if self.rope_theta is not None:
             query, key = rotate(query, self.rope_theta), rotate(key, self.rope_theta)
-        attend = partial(
+        attend: Callable[..., jax.Array] = partial(
             jax.nn.dot_product_attention,
             is_causal=True,
             implementation=self._implementation(query.dtype),
