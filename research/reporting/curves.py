@@ -1,6 +1,8 @@
 """Losses over the steps of a run, read from its folder."""
 
+import operator
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +14,10 @@ if TYPE_CHECKING:  # matplotlib is imported by what draws
     from matplotlib.axes import Axes
 
     from research.reporting.picture import Picture
+
+
+ROUND = (1, 2, 2.5, 5, 10)
+"""Steps between ticks, times a power of 10."""
 
 
 class Curve(NamedTuple):
@@ -87,23 +93,14 @@ def draw_losses(axes: "Axes", curves: Sequence[Curve]) -> None:
                 markersize=4.5,
                 markeredgecolor="white",
                 markeredgewidth=0.8,
-                label="validation" if single else None,
+                label=f"validation (last: {validation[1][-1]:.2f})" if single else None,
                 zorder=3,
             )
-            if single:
-                axes.annotate(
-                    f"{validation[1][-1]:.2f}",
-                    (validation[0][-1], validation[1][-1]),
-                    xytext=(0, 7),
-                    textcoords="offset points",
-                    ha="center",
-                    color=marks,
-                )
     unit = units.pop()
     axes.set_xlabel("step")
     axes.set_ylabel(f"loss (nats {'a token' if unit == 'tokens' else 'an example'})")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     marked = any(_points(curve, "validation_loss")[0] for curve in curves)
@@ -118,10 +115,10 @@ def draw_losses(axes: "Axes", curves: Sequence[Curve]) -> None:
     scale = per_step.pop() if len(per_step) == 1 else None
     if scale:
         above = axes.secondary_xaxis(
-            "top", functions=(lambda steps: steps * scale, lambda count: count / scale)
+            "top", functions=(partial(operator.mul, scale), partial(operator.mul, 1 / scale))
         )
         above.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        above.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        above.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         above.spines["top"].set_visible(False)
         above.tick_params(length=0, labelcolor=QUIET)
         above.set_xlabel(unit, color=QUIET)

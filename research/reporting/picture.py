@@ -14,10 +14,10 @@ SERIES = ("#2f6690", "#c4683c", "#4f8a5b", "#86598f", "#a8842c", "#5b6f80")
 # Neighbors in the mesh get neighboring colors; the two halves of its outermost axis are cold and
 # warm.
 DEVICES = LinearSegmentedColormap.from_list(
-    "devices", ["#3f6f9b", "#7ba3c4", "#b9d0e2", "#f1e3cc", "#e6bd8c", "#cf8450"]
+    "devices", ["#3f6f9b", "#76a0c4", "#b4cde1", "#f2dab2", "#e2b077", "#c97a45"]
 )
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from research.errors import UserError
 from research.parallel.mesh import describe
 
 if TYPE_CHECKING:  # matplotlib is imported by what draws
@@ -31,16 +32,16 @@ class Part(NamedTuple):
 def copies(shape: tuple[int, ...], sharding: NamedSharding) -> list[list[Part]]:
     """The whole copies of an array on the mesh, each as the parts that make it up.
 
-    The last dimension that is split counts the columns, those before it the rows.
+    The last dimension that is split counts the columns, those before it the rows. Raises UserError
+    for a sharding without devices.
     """
     pieces = [size // part for size, part in zip(shape, sharding.shard_shape(shape), strict=True)]
     split = [dimension for dimension, count in enumerate(pieces) if count > 1]
-    across = split[-1:] if len(split) > 1 or split == [len(shape) - 1] else []
-    down = [dimension for dimension in split if dimension not in across]
+    down, across = split[:-1], split[-1:]
     where = sharding.devices_indices_map(shape)
     made: list[list[Part]] = []
     seen: dict[tuple[int, int], int] = {}  # copies of a part so far
-    for number, device in enumerate(sharding.mesh.devices.flat):
+    for number, device in enumerate(_devices(sharding).devices.flat):
         block = [
             (index.start or 0) * count // size
             for index, count, size in zip(where[device], pieces, shape, strict=True)
@@ -62,31 +63,42 @@ def placement(arrays: Mapping[str, Placed], path: Path | None = None) -> "Pictur
 
     Every device has a number and a color. The parts of one copy lie together, and an array has as
     many copies as lie side by side. `arrays` have a NamedSharding over one mesh, and may be
-    abstract; the figure is written to `path` (.svg, .png, .pdf) if there is one.
+    abstract; the figure is written to `path` (.svg, .png, .pdf) if there is one. Raises
+    UserError for an array that lies on no mesh.
     """
     from research.reporting.picture import one_picture
 
     return one_picture(
-        5.6, 0.5 + 0.72 * len(arrays), lambda axes: draw_placement(axes, arrays), path
+        5.6, 0.5 + 0.55 * len(arrays), lambda axes: draw_placement(axes, arrays), path
     )
 
 
 def draw_placement(axes: "Axes", arrays: Mapping[str, Placed]) -> None:
-    """Draws what `placement` describes."""
+    """Draws what `placement` describes. Raises UserError for an array that lies on no mesh."""
     from matplotlib.patches import Rectangle
 
     from research.reporting.picture import DEVICES, INK, QUIET
 
-    line, height, left, right, gap = 1.0, 0.74, 0.42, 1.0, 0.012
+    line, height, left, right, gap = 1.0, 0.74, 0.42, 1.0, 0.018
     axes.set_axis_off()
     axes.set_xlim(0, right)
     axes.set_ylim(len(arrays) * line, 0)
     for number, (name, array) in enumerate(arrays.items()):
         sharding = array.sharding
-        assert isinstance(sharding, NamedSharding)
-        mesh = sharding.mesh
+        if not isinstance(sharding, NamedSharding):
+            raise UserError(f"{name} lies on no mesh ({sharding}): place it on one first")
+        mesh = _devices(sharding)
         if number == 0:
-            axes.set_title(f"Where it lies: {describe(mesh)}")
+            axes.set_title(describe(mesh), pad=18)
+            axes.annotate(
+                "a number is a device; parts that touch make one copy",
+                (0, 1),
+                xytext=(0, 6),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=QUIET,
+                size=7.5,
+            )
         made = copies(array.shape, sharding)
         top = number * line + (line - height) / 2
         middle = top + height / 2
@@ -125,14 +137,20 @@ def draw_placement(axes: "Axes", arrays: Mapping[str, Placed]) -> None:
                     )
 
 
+def _devices(sharding: NamedSharding) -> Mesh:
+    if not isinstance(sharding.mesh, Mesh):
+        raise UserError(f"{sharding} names no devices: place the array on a mesh of devices first")
+    return sharding.mesh
+
+
 def _in_words(shape: tuple[int, ...], sharding: NamedSharding) -> str:
-    """Such as `256 / tensor × 128 / fsdp`."""
-    words = []
+    """Such as `[256/tensor, 128/fsdp]`."""
     spec = tuple(sharding.spec) + (None,) * (len(shape) - len(sharding.spec))
+    words = []
     for size, entry in zip(shape, spec, strict=True):
         over = () if entry is None else (entry,) if isinstance(entry, str) else entry
-        words.append(" / ".join([str(size), *over]))
-    return " × ".join(words)
+        words.append(f"{size}/{'·'.join(over)}" if over else str(size))
+    return f"[{', '.join(words)}]"
 
 
 def _luminance(color: tuple[float, ...]) -> float:
