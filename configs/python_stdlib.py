@@ -14,7 +14,7 @@ from research.experiment import (
 )
 
 experiment = Experiment(
-    model=TransformerConfig(layers=4, width=128, heads=4),
+    model=TransformerConfig(layers=4, width=128, heads=4, initial_deviation=0.05),
     data=TextConfig(source="python_stdlib", vocabulary="byte", context=128, batch=16),
     optimizer=OptimizerConfig(
         learning_rate=2e-3, warmup_steps=20, final_learning_rate=2e-4, weight_decay=0.1, beta2=0.99
