@@ -1,6 +1,7 @@
 """An experiment made ready on its devices: data, mesh and compiled functions."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from research.experiment import Experiment
 from research.learning import Synchronous, TrainState
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
-from research.parallel.layout import batch_sharding, place, rows_of_this_process
+from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
 from research.parallel.mesh import MeshConfig
 from research.parallel.processes import is_first
 from research.training.checkpoints import Checkpoints
@@ -31,7 +32,7 @@ class Prepared:
         tune_process(experiment)
         self.mesh = experiment.mesh.build() if mesh is None else mesh
         self.batch = experiment.data.batch
-        self.sharding = batch_sharding(self.mesh, self.batch // experiment.optimizer.microbatches)
+        self.sharding = _sharding(self.mesh, self.batch, experiment.optimizer.microbatches)
         self.rows = rows_of_this_process(self.sharding, self.batch)
         self.dataset = experiment.data.load()
         self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
@@ -65,6 +66,21 @@ class Prepared:
         parts = evaluation_batches(split, self.batch, self.rows, limit)
         placed = (place(rows, self.sharding, self.batch) for rows in parts)
         return evaluate_split(self.learner.evaluate, state, placed, self.dataset.unit)
+
+
+def _sharding(mesh: jax.sharding.Mesh, batch: int, microbatches: int) -> jax.sharding.NamedSharding:
+    """How a batch lies on the mesh: so that its microbatches do. Raises UserError for sizes that
+    do not divide."""
+    split = [axis for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1]
+    parts = math.prod(mesh.shape[axis] for axis in split)
+    if microbatches == 1 or batch // microbatches % parts == 0:
+        return batch_sharding(mesh, batch // microbatches)
+    whole = parts * microbatches
+    raise UserError(
+        f"batch {batch} / {microbatches} microbatches = {batch // microbatches} does not divide "
+        f"over {' × '.join(split)} = {parts}: use --data.batch {-(-batch // whole) * whole}, or "
+        "fewer --optimizer.microbatches"
+    )
 
 
 class Restored:

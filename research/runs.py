@@ -74,20 +74,31 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
         experiment = change(before)
         prepared = Prepared(experiment)
         _check_same_data(folder, prepared.dataset)
-        if is_first():
+
+        def record() -> None:
             earlier = folder.read("environment")
             history = [*earlier.pop("earlier", []), earlier]
             folder.write("environment", {**environment(experiment.run.seed), "earlier": history})
             if experiment != before:
                 folder.write("config", experiment.to_json())
+
         with jax.set_mesh(prepared.mesh):
-            _carry_on(prepared, folder, start="newest")
+            _carry_on(prepared, folder, start="newest", record=record)
     _say(f"run folder: {folder.path}")
     return folder.path
 
 
-def _carry_on(prepared: Prepared, folder: RunFolder, start: str | None) -> None:
-    """The road that a new and a resumed run share: state, step, loop, end."""
+def _carry_on(
+    prepared: Prepared,
+    folder: RunFolder,
+    start: str | None,
+    record: Callable[[], None] = lambda: None,
+) -> None:
+    """The road that a new and a resumed run share: state, step, loop, end.
+
+    Process 0 calls `record` when state and step are there: a change that the run cannot go on with
+    is not written down.
+    """
     run = prepared.experiment.run
     dataset, learner = prepared.dataset, prepared.learner
     with contextlib.ExitStack() as stack:
@@ -100,6 +111,8 @@ def _carry_on(prepared: Prepared, folder: RunFolder, start: str | None) -> None:
             return
         began = time.perf_counter()
         step_function = prepared.compile()
+        if is_first():
+            record()
         _say(_introduction(prepared, state, time.perf_counter() - began))
 
         progress = stack.enter_context(

@@ -49,6 +49,7 @@ class StepMetrics(NamedTuple):
     loss: jax.Array  # [] float32, nats a target, before the update
     accuracy: jax.Array  # [] float32, share of targets
     gradient_norm: jax.Array  # [] float32, before clipping
+    parameter_norm: jax.Array  # [] float32, after the update
     learning_rate: jax.Array  # [] float32
 
 
@@ -129,14 +130,18 @@ class Synchronous:
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), 1), state.step)
         gradients, totals, buffers = self.gradients(state.parameters, state.buffers, batch, key)
+        # Without the barriers XLA's CPU backend computes the update twice, for itself and its norm.
+        gradients = jax.lax.optimization_barrier(gradients)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = jax.lax.optimization_barrier(parameters)
         metrics = StepMetrics(
             loss=totals.loss / totals.targets,
             accuracy=totals.correct / totals.targets,
             gradient_norm=optax.tree.norm(gradients),
+            parameter_norm=optax.tree.norm(parameters),
             learning_rate=jnp.asarray(self._learning_rate(state.step), jnp.float32),
         )
-        parameters = optax.apply_updates(state.parameters, updates)
         return TrainState(state.step + 1, parameters, buffers, optimizer), metrics
 
     def gradients(

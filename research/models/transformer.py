@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.errors import UserError
+from research.models.products import dot_general
 from research.models.specification import Specification
 from research.models.transformer_config import TransformerConfig
 from research.parallel.layout import constrain
@@ -49,6 +50,7 @@ class Attention(nnx.Module):
                 (heads, head_dim),
                 use_bias=config.bias,
                 dtype=jnp.dtype(config.dtype),
+                dot_general=dot_general,
                 kernel_init=nnx.initializers.normal(config.initial_deviation),
                 kernel_metadata={"axes": ("embed", name, "head_dim")},
                 bias_metadata={"axes": (name, "head_dim")},
@@ -64,6 +66,7 @@ class Attention(nnx.Module):
             axis=(-2, -1),
             use_bias=config.bias,
             dtype=jnp.dtype(config.dtype),
+            dot_general=dot_general,
             kernel_init=nnx.initializers.normal(_residual_scale(config)),
             kernel_metadata={"axes": ("heads", "head_dim", "embed")},
             rngs=rngs,
@@ -122,6 +125,7 @@ class MLP(nnx.Module):
                 config.hidden_units,
                 use_bias=config.bias,
                 dtype=jnp.dtype(config.dtype),
+                dot_general=dot_general,
                 kernel_init=nnx.initializers.normal(config.initial_deviation),
                 kernel_metadata={"axes": ("embed", "mlp")},
                 bias_metadata={"axes": ("mlp",)},
@@ -137,6 +141,7 @@ class MLP(nnx.Module):
             config.width,
             use_bias=config.bias,
             dtype=jnp.dtype(config.dtype),
+            dot_general=dot_general,
             kernel_init=nnx.initializers.normal(_residual_scale(config)),
             kernel_metadata={"axes": ("mlp", "embed")},
             rngs=rngs,
@@ -148,7 +153,7 @@ class MLP(nnx.Module):
         if self.gated:
             hidden = hidden * jax.nn.silu(constrain(self.gate(x), "batch", "sequence", "mlp"))
         else:
-            hidden = jax.nn.gelu(hidden, approximate=not self.exact)
+            hidden = gelu_exact(hidden) if self.exact else jax.nn.gelu(hidden)
         return self.down(hidden)
 
 
@@ -235,6 +240,12 @@ class Transformer(nnx.Module):
         head = embedding.T if config.tied_head else constrain(self.head[...], None, "vocab")
         logits = jnp.matmul(x, head.astype(dtype), preferred_element_type=jnp.float32)
         return constrain(logits, "batch", "sequence", "vocab")
+
+
+def gelu_exact(x: jax.Array) -> jax.Array:
+    """x · Φ(x), by the error function (Hendrycks and Gimpel 2016, arXiv:1606.08415). JAX's own
+    form, by its complement, costs an eighth of a small model's step more on a CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -99,6 +99,12 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec)
 
 
+def is_split(name: str) -> bool:
+    """Whether the logical axis `name` lies on more than one device of the mesh in force."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and any(mesh.shape[axis] > 1 for axis in LAYOUT[name].mesh_axes)
+
+
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
     """The sharding of every variable of an (abstract) module's `state`, as a nested dict.
 

@@ -27,9 +27,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None):
         """Keeps the newest `keep` checkpoints, and those at multiples of `keep_every` steps."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file otherwise
+        # Orbax narrates every file, and prints the traceback of an error that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         _write_small_arrays_whole()
         self.folder = folder
+        self._unreadable: list[int] = []
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True
         )
@@ -47,8 +49,13 @@ class Checkpoints:
     def save(self, step: int, state: Tree) -> None:
         """Begins to save `state`; returns when its arrays may be overwritten.
 
+        Checkpoints that `restore` passed over are dropped first: they are of this step or later
+        ones, and Orbax would keep them in place of what comes now.
+
         Raises RunError if this or the save before could not be written.
         """
+        while self._unreadable:
+            self._manager.delete(self._unreadable.pop())
         if step in self._manager.all_steps():
             return
         self._named(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)), step)
@@ -87,6 +94,7 @@ class Checkpoints:
                     f"checkpoint {step} cannot be read ({type(error).__name__}: {first_line}); "
                     "taking the one before"
                 )
+                self._unreadable.append(step)
                 continue
             return step, state
         raise UserError(

@@ -1,8 +1,8 @@
 """The one loop: it runs every algorithm, and owns all that a machine can lose.
 
 The device is kept one step ahead of the host: a step's metrics are read while later steps run. All
-of them are read before anything is saved, so no checkpoint ever holds a state that came after a
-loss that is not finite.
+of them are read before anything is saved, so no checkpoint ever holds parameters that are not
+finite, or that came after a loss that is not.
 """
 
 import json
@@ -27,6 +27,9 @@ from research.training.progress import ProgressReport
 
 IN_FLIGHT = 2
 """Steps that are dispatched and not yet read: enough to hide the host, few enough to stop soon."""
+
+FINITE = ("loss", "gradient_norm", "parameter_norm")
+"""Metrics that say, in this order of cause and effect, whether a state is worth keeping."""
 
 State = Any
 
@@ -67,7 +70,7 @@ def train(
         while len(pending) > (0 if evaluating or saving else IN_FLIGHT):
             done, its_metrics = pending.popleft()
             values = {name: float(v) for name, v in jax.device_get(its_metrics)._asdict().items()}
-            if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            if not all(math.isfinite(values[name]) for name in FINITE):
                 raise _not_finite(done, values, indexes(done - 1), checkpoints, folder)
             progress.advance(done)
             if done == step and evaluating:
@@ -135,7 +138,7 @@ def _not_finite(
     step: int, values: dict[str, float], indexes: np.ndarray, checkpoints: Checkpoints, folder: Path
 ) -> RunError:
     """The error that names the step, the examples of its batch, and the way back."""
-    bad = "loss" if not math.isfinite(values["loss"]) else "gradient_norm"
+    bad = next(name for name in FINITE if not math.isfinite(values[name]))
     listed = folder / "not_finite.json"
     if is_first():
         listed.write_text(json.dumps({"step": step, "examples": indexes.tolist(), **values}) + "\n")

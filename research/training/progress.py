@@ -28,6 +28,7 @@ class ProgressReport:
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
                 console=self._console,
+                refresh_per_second=2,  # drawing takes time from the step on a small machine
                 transient=True,
             )
             self._task = self._bar.add_task("", total=steps, completed=start, figures="")
