@@ -53,7 +53,8 @@ def test_every_config_says_how_to_run_it_and_what_to_expect(path):
 
 
 def test_llama3_8b_compiles_for_256_devices_without_being_run():
-    """8,030,261,248 parameters (Llama 3 8B as published), split 64 × 4 ways with their optimizer."""
+    """8,030,261,248 parameters (Llama 3 8B as published), split 64 × 4 ways with their
+    optimizer."""
     config = CONFIGS[0].parent / "llama3_8b.py"
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(config), "256"],

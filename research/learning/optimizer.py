@@ -10,6 +10,9 @@ import optax
 
 from research.errors import UserError
 
+UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")
+"""Optimizers of optax that need a line search, a key, or a rate that is one number."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -125,6 +128,6 @@ def optimizer_names() -> list[str]:
             takes = list(inspect.signature(getattr(optax, name)).parameters)
         except (AttributeError, TypeError, ValueError):
             return False
-        return takes[:1] == ["learning_rate"] and not name.startswith("scale_by_")
+        return takes[:1] == ["learning_rate"] and not name.startswith(("_", "scale_by_"))
 
-    return [name for name in dir(optax) if name.islower() and fits(name) and name != "lbfgs"]
+    return [name for name in dir(optax) if name.islower() and fits(name) and name not in UNSUITED]

@@ -7,6 +7,7 @@ before it whole, and a half-written one is never taken for a checkpoint.
 
 import errno
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from research.errors import RunError, UserError
+from research.parallel.processes import is_first
 
 Tree = Any
 
@@ -58,7 +60,13 @@ class Checkpoints:
             self._manager.delete(self._unreadable.pop())
         if step in self._manager.all_steps():
             return
-        self._named(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)), step)
+
+        def save() -> None:
+            self._manager.wait_until_finished()
+            self._check_space(step, state)
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+        self._named(save, step)
 
     def wait(self) -> None:
         """Returns when the last save is complete. Raises RunError if it could not be."""
@@ -122,21 +130,33 @@ class Checkpoints:
                 "config: resume with the config that the run was begun with"
             )
 
+    def _check_space(self, step: int, state: Tree) -> None:
+        """Raises RunError where the disk has less room than `state` takes.
+
+        A disk that fills up during a save is noticed as well, but not before the threads of
+        tensorstore have printed their tracebacks.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed and is_first():
+            raise self._full(step, f" ({needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)")
+
     def _named(self, action: Callable[[], Any], step: int | None) -> None:
         try:
             action()
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            kept = self._manager.all_steps(read=True)
-            last = (
-                f"the last good one is of step {max(kept)}" if kept else "there is none before it"
-            )
-            which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise RunError(
-                f"no space left on the disk of {self.folder}: {which} could not be written, "
-                f"{last}; free some space and go on with `research resume {self.folder.parent}`"
-            ) from error
+            raise self._full(step) from error
+
+    def _full(self, step: int | None, numbers: str = "") -> RunError:
+        kept = self._manager.all_steps(read=True)
+        last = f"the last good one is of step {max(kept)}" if kept else "there is none before it"
+        which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        return RunError(
+            f"no space left on the disk of {self.folder}{numbers}: {which} could not be written, "
+            f"{last}; free some space and go on with `research resume {self.folder.parent}`"
+        )
 
 
 def _write_small_arrays_whole() -> None:

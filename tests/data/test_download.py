@@ -36,7 +36,7 @@ def publisher():
     class Handler(http.server.BaseHTTPRequestHandler):
         asked = 0
 
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             Handler.asked += 1
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT)))

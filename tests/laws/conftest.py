@@ -1,0 +1,219 @@
+"""The tables of the laws: the meshes and the models that all of them are run over.
+
+A new model, or a new algorithm, is added here and must hold every law.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from research.errors import UserError
+from research.learning import OptimizerConfig, Synchronous, Totals, TrainState
+from research.models import (
+    CNNConfig,
+    LinearConfig,
+    MLPConfig,
+    ResNetConfig,
+    Specification,
+    TransformerConfig,
+)
+from research.parallel.layout import batch_sharding, place
+from research.parallel.mesh import MeshConfig
+
+MESHES = {
+    "data8": MeshConfig(data=8),
+    "fsdp8": MeshConfig(data=1, fsdp=8),
+    "data2-tensor4": MeshConfig(data=2, tensor=4),
+    "data2-fsdp2-tensor2": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+# 65 characters divide over no mesh axis here, and neither do 341 hidden units.
+TEXT = Specification(shape=(16,), classes=65)
+IMAGES = Specification(shape=(8, 8, 3), classes=10)
+TABLE = Specification(shape=(30,), classes=3)
+
+GPT2 = TransformerConfig(layers=2, width=32, heads=4, bias=True, dropout=0.1)
+LLAMA = TransformerConfig(
+    layers=2,
+    width=32,
+    heads=4,
+    key_value_heads=2,
+    hidden=341,
+    positions="rotary",
+    normalization="rms",
+    activation="swiglu",
+    tied_head=False,
+    remat="full",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and data of random numbers for it."""
+
+    model: Any
+    specification: Specification
+    # Not Adam: it divides a gradient by its own size, and makes much of the rounding of small ones.
+    optimizer: OptimizerConfig = OptimizerConfig(
+        name="sgd", beta1=0.9, learning_rate=0.1, schedule="constant"
+    )
+    batch: int = 16
+
+    def batches(self, steps: int) -> list[dict[str, np.ndarray]]:
+        # With seed 0, one of the ResNet's activations is zero but for its rounding, and the ReLU's
+        # gradient there one or the other.
+        generator = np.random.default_rng(1)
+        shape, classes = self.specification.shape, self.specification.classes
+        made = []
+        for _ in range(steps):
+            if len(shape) == 1 and self.specification is TEXT:
+                tokens = generator.integers(
+                    classes, size=(self.batch, shape[0] + 1), dtype=np.int32
+                )
+                made.append({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]})
+            else:
+                inputs = generator.normal(size=(self.batch, *shape)).astype(np.float32)
+                targets = generator.integers(classes, size=self.batch, dtype=np.int32)
+                made.append({"inputs": inputs, "targets": targets})
+        return made
+
+
+MODELS = {
+    "gpt2": Case(GPT2, TEXT),
+    "llama": Case(LLAMA, TEXT),
+    "mlp": Case(MLPConfig(widths=(40, 341), dropout=0.1), TABLE),
+    "cnn": Case(CNNConfig(kind="lenet"), IMAGES),
+    "resnet-group": Case(ResNetConfig(width=8, groups=4), IMAGES),
+    "resnet-batch": Case(ResNetConfig(width=8, normalization="batch"), IMAGES),
+    "linear": Case(LinearConfig(), TABLE),
+}
+
+Trace = list[tuple[float, Any]]
+
+
+class Run:
+    """A case on a mesh: its learner, with an optimizer that also remembers the gradients."""
+
+    def __init__(self, case: Case, mesh: MeshConfig, devices: int = 8, microbatches: int = 1):
+        """Raises UserError where case and mesh do not fit."""
+        self.case = case
+        self.mesh = mesh.build(jax.devices("cpu")[:devices])
+        remember = optax.GradientTransformation(
+            lambda parameters: jax.tree.map(jnp.zeros_like, parameters),
+            lambda gradients, state, parameters=None: (gradients, gradients),
+        )
+        self.sharding = batch_sharding(self.mesh, case.batch // microbatches)
+        self.learner = Synchronous(
+            case.model,
+            case.specification,
+            optax.chain(remember, case.optimizer.build(100)),
+            case.optimizer.learning_rate_schedule(100),
+            self.mesh,
+            seed=3,
+            microbatches=microbatches,
+        )
+
+    def init(self) -> TrainState:
+        """The initial state, in NumPy."""
+        with jax.set_mesh(self.mesh):
+            return jax.device_get(self.learner.init())
+
+    def trace(self, initial: TrainState, steps: int = 3) -> Trace:
+        """Loss and gradients (NumPy) of every step from the state `initial` (NumPy)."""
+        made: Trace = []
+        with jax.set_mesh(self.mesh):
+            state = jax.device_put(initial, self.learner.shardings)
+            for rows in self.case.batches(steps):
+                batch = place(rows, self.sharding, self.case.batch)
+                state, metrics = self.learner.step(state, batch)
+                made.append((float(metrics.loss), jax.device_get(state.optimizer[0])))
+        self.state: TrainState = state
+        return made
+
+    def evaluate(self) -> Totals:
+        """Totals of another batch, of which the last 3 rows are padding, by the trained state."""
+        rows = self.case.batches(5)[-1]
+        weights = (np.arange(self.case.batch) < self.case.batch - 3).astype(np.float32)
+        with jax.set_mesh(self.mesh):
+            batch = place(rows | {"weights": weights}, self.sharding, self.case.batch)
+            return jax.device_get(self.learner.evaluate(self.state, batch))
+
+
+@pytest.fixture(autouse=True)
+def quick_compiling() -> Iterator[None]:
+    """The partitioner works as ever, machine code is made with little care: a quarter of the time.
+
+    Commands that tests start compile as they do for users.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(params=MESHES)
+def mesh(request: pytest.FixtureRequest) -> MeshConfig:
+    chosen: MeshConfig = MESHES[request.param]
+    return chosen
+
+
+@pytest.fixture(params=MODELS)
+def case(request: pytest.FixtureRequest) -> Case:
+    chosen: Case = MODELS[request.param]
+    return chosen
+
+
+@pytest.fixture
+def table() -> dict[str, Case]:
+    """The table of models, for tests of one of them."""
+    return MODELS
+
+
+@pytest.fixture
+def run() -> type[Run]:
+    return Run
+
+
+@pytest.fixture
+def run_or_skip() -> Any:
+    """A run; where the model cannot use an axis of the mesh, that is said by name, and skipped."""
+
+    def make(case: Case, mesh: MeshConfig) -> Run:
+        try:
+            return Run(case, mesh)
+        except UserError as error:
+            assert "nothing of this model is split over `tensor`" in str(error)
+            pytest.skip(str(error))
+
+    return make
+
+
+class Alone(NamedTuple):
+    """What a case does on one device."""
+
+    initial: TrainState
+    trace: Trace
+    totals: Totals
+    buffers: Any  # after the trace
+
+
+_alone: dict[int, Alone] = {}
+
+
+@pytest.fixture
+def alone() -> Callable[[Case], Alone]:
+    def reference(case: Case) -> Alone:
+        if id(case) not in _alone:
+            one = Run(case, MeshConfig(), devices=1)
+            initial = one.init()
+            trace = one.trace(initial)
+            _alone[id(case)] = Alone(initial, trace, one.evaluate(), one.state.buffers)
+        return _alone[id(case)]
+
+    return reference
