@@ -11,12 +11,12 @@ import jax
 from research.data import Batches, Source, cache_folder, evaluation_batches
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Synchronous, TrainState
+from research.learning import Synchronous, Totals, TrainState
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
 from research.parallel.mesh import MeshConfig
-from research.parallel.processes import is_first
+from research.parallel.processes import compile_together, is_first
 from research.training.checkpoints import Checkpoints
 from research.training.evaluation import evaluate as evaluate_split
 from research.training.folder import RunFolder
@@ -37,6 +37,7 @@ class Prepared:
         self.dataset = experiment.data.load()
         self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
         self.learner = learner(experiment, self.dataset.specification, self.mesh)
+        self._evaluation: Callable[..., Totals] | None = None  # compiled when first needed
 
     @property
     def units_per_step(self) -> int:
@@ -58,14 +59,19 @@ class Prepared:
             )
             for name, leaf in example.items()
         }
-        return self.learner.step.lower(self.learner.abstract_state, batch).compile()
+        return compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
 
     def evaluate(self, state: TrainState, split: Source) -> dict[str, float]:
         """Loss, accuracy and what follows from them over a split."""
         limit = self.experiment.run.evaluate_batches
         parts = evaluation_batches(split, self.batch, self.rows, limit)
         placed = (place(rows, self.sharding, self.batch) for rows in parts)
-        return evaluate_split(self.learner.evaluate, state, placed, self.dataset.unit)
+        return evaluate_split(self._evaluate_batch, state, placed, self.dataset.unit)
+
+    def _evaluate_batch(self, state: TrainState, batch: dict[str, jax.Array]) -> Totals:
+        if self._evaluation is None:
+            self._evaluation = compile_together(self.learner.evaluate.lower(state, batch))
+        return self._evaluation(state, batch)
 
 
 def _sharding(mesh: jax.sharding.Mesh, batch: int, microbatches: int) -> jax.sharding.NamedSharding:

@@ -23,7 +23,7 @@ from research.learning import Synchronous, TrainState
 from research.models import TransformerConfig
 from research.models.generation import generate
 from research.parallel.mesh import describe
-from research.parallel.processes import barrier, count, is_first, shared
+from research.parallel.processes import barrier, compile_together, count, is_first, shared
 from research.parallel.stopping import StopRequest
 from research.prepared import Prepared, Restored, warn
 from research.training.checkpoints import Checkpoints
@@ -57,7 +57,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
             folder.write("config", experiment.to_json())  # last: with it the folder is a run
         barrier("run folder")
         with jax.set_mesh(prepared.mesh):
-            _carry_on(prepared, folder, start=None)
+            _carry_on(prepared, folder)
     _say(f"run folder: {folder.path}")
     return folder.path
 
@@ -83,7 +83,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
                 folder.write("config", experiment.to_json())
 
         with jax.set_mesh(prepared.mesh):
-            _carry_on(prepared, folder, start="newest", record=record)
+            _carry_on(prepared, folder, restoring=True, record=record)
     _say(f"run folder: {folder.path}")
     return folder.path
 
@@ -91,7 +91,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
 def _carry_on(
     prepared: Prepared,
     folder: RunFolder,
-    start: str | None,
+    restoring: bool = False,
     record: Callable[[], None] = lambda: None,
 ) -> None:
     """The road that a new and a resumed run share: state, step, loop, end.
@@ -105,8 +105,8 @@ def _carry_on(
         stop = stack.enter_context(StopRequest())
         checkpoints = Checkpoints(folder.checkpoints, run.keep_checkpoints, run.keep_every)
         stack.callback(checkpoints.close)
-        state, first = _initial_state(prepared, checkpoints, restoring=start is not None)
-        if first >= run.steps and start is not None:
+        state, first = _initial_state(prepared, checkpoints, restoring)
+        if first >= run.steps and restoring:
             _say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
             return
         began = time.perf_counter()
@@ -239,7 +239,7 @@ def _initial_state(
         return state, first
     if restoring:
         _say("no checkpoint was complete yet: beginning again at step 0")
-    state = learner.init()
+    state = compile_together(learner.init.lower())()
     source = prepared.experiment.run.initialize_from
     if source is not None:
         state = state._replace(parameters=_imported(prepared, Path(source)))

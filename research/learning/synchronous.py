@@ -9,7 +9,6 @@ over `tensor`. None of it is written here; XLA's partitioner derives it from the
 and batch.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -114,7 +113,7 @@ class Synchronous:
                 zero, parameters, nnx.to_pure_dict(buffers), optimizer.init(parameters)
             )
 
-        self.init: Callable[[], TrainState] = jax.jit(init, out_shardings=self.shardings)
+        self.init: jax.stages.Wrapped = jax.jit(init, out_shardings=self.shardings)
         self.abstract_state: TrainState = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(init),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.parallel.layout import constrain
+from research.parallel.processes import compile_together
 
 
 def generate(
@@ -52,7 +53,8 @@ def generate(
         _, tokens = jax.lax.scan(next_token, (window, filled), jax.random.split(key, length))
         return constrain(tokens, None)  # whole everywhere, so that every process can read it
 
-    return np.asarray(run(state, window, np.int32(len(recent)), key))
+    arguments = (state, window, np.int32(len(recent)), key)
+    return np.asarray(compile_together(run.lower(*arguments))(*arguments))
 
 
 def _sample(
