@@ -64,10 +64,11 @@ class Case:
         name="sgd", beta1=0.9, learning_rate=0.1, schedule="constant"
     )
     batch: int = 16
+    kinked: bool = False
+    """ReLU or max pooling on many activations: one that is zero but for its rounding, as there is
+    in a batch out of ten or so, has one gradient or the other."""
 
     def batches(self, steps: int) -> list[dict[str, np.ndarray]]:
-        # With seed 0, one of the ResNet's activations is zero but for its rounding, and the ReLU's
-        # gradient there one or the other.
         generator = np.random.default_rng(1)
         shape, classes = self.specification.shape, self.specification.classes
         made = []
@@ -87,10 +88,10 @@ class Case:
 MODELS = {
     "gpt2": Case(GPT2, TEXT),
     "llama": Case(LLAMA, TEXT),
-    "mlp": Case(MLPConfig(widths=(40, 341), dropout=0.1), TABLE),
-    "cnn": Case(CNNConfig(kind="lenet"), IMAGES),
-    "resnet-group": Case(ResNetConfig(width=8, groups=4), IMAGES),
-    "resnet-batch": Case(ResNetConfig(width=8, normalization="batch"), IMAGES),
+    "mlp": Case(MLPConfig(widths=(40, 341), activation="tanh", dropout=0.1), TABLE),
+    "cnn": Case(CNNConfig(kind="lenet"), IMAGES, kinked=True),
+    "resnet-group": Case(ResNetConfig(width=8, groups=4), IMAGES, kinked=True),
+    "resnet-batch": Case(ResNetConfig(width=8, normalization="batch"), IMAGES, kinked=True),
     "linear": Case(LinearConfig(), TABLE),
 }
 
@@ -124,8 +125,12 @@ class Run:
         with jax.set_mesh(self.mesh):
             return jax.device_get(self.learner.init())
 
-    def trace(self, initial: TrainState, steps: int = 3) -> Trace:
-        """Loss and gradients (NumPy) of every step from the state `initial` (NumPy)."""
+    def trace(self, initial: TrainState, steps: int = 4) -> Trace:
+        """Loss and gradients (NumPy) of every step from the state `initial` (NumPy).
+
+        With kinks, every step begins anew from `initial`: else the first step that meets one would
+        decide about all that follow. What remains are its parameters and the last buffers.
+        """
         made: Trace = []
         with jax.set_mesh(self.mesh):
             state = jax.device_put(initial, self.learner.shardings)
@@ -133,7 +138,12 @@ class Run:
                 batch = place(rows, self.sharding, self.case.batch)
                 state, metrics = self.learner.step(state, batch)
                 made.append((float(metrics.loss), jax.device_get(state.optimizer[0])))
-        self.state: TrainState = state
+                if self.case.kinked:
+                    buffers = state.buffers
+                    state = jax.device_put(initial, self.learner.shardings)
+            self.state: TrainState = state
+            if self.case.kinked:
+                self.state = state._replace(buffers=buffers)
         return made
 
     def evaluate(self) -> Totals:

@@ -26,19 +26,33 @@ RELATIVE = 2e-5
 GRADIENTS = 5e-5
 
 
-def assert_equal_traces(trace: Any, expected: Any, gradients: float = GRADIENTS) -> None:
+# An activation on the other side of a kink changes a gradient by its own share of it. A mistake in
+# the layout does so in every batch: one of four has to hold the tolerance above, and all this one.
+KINKED = 0.1
+
+
+def assert_equal_traces(trace: Any, expected: Any, kinked: bool = False) -> None:
+    errors = []
     for step, ((loss, its), (wanted, whose)) in enumerate(zip(trace, expected, strict=True), 1):
         assert loss == pytest.approx(wanted, rel=RELATIVE), f"loss of step {step}"
         assert jax.tree.structure(its) == jax.tree.structure(whose)
-        for (path, leaf), other in zip(
-            jax.tree_util.tree_leaves_with_path(its), jax.tree.leaves(whose), strict=True
-        ):
-            largest = np.abs(other).max()
-            error = np.abs(leaf - other).max()
-            # A bias before a softmax over keys has no gradient: all of it is rounding.
-            assert error <= max(gradients * largest, 1e-7), (
-                f"step {step}, {jax.tree_util.keystr(path)}: {error} of {largest}"
-            )
+        errors.append(worst(its, whose))
+    if kinked:
+        assert min(errors)[0] <= GRADIENTS and max(errors)[0] <= KINKED, errors
+    else:
+        assert max(errors)[0] <= GRADIENTS, errors
+
+
+def worst(gradients: Any, expected: Any) -> tuple[float, str]:
+    """Largest error in any parameter's gradients, relative to the largest of them; and which."""
+    errors = []
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True
+    ):
+        # A bias before a softmax over keys has no gradient: all of it is rounding.
+        largest = max(np.abs(other).max(), 1e-7 / GRADIENTS)
+        errors.append((float(np.abs(leaf - other).max() / largest), jax.tree_util.keystr(path)))
+    return max(errors)
 
 
 def test_losses_and_gradients_equal_those_of_one_device(
@@ -46,7 +60,7 @@ def test_losses_and_gradients_equal_those_of_one_device(
 ) -> None:
     run = run_or_skip(case, mesh)
     expected = alone(case)
-    assert_equal_traces(run.trace(expected.initial), expected.trace)
+    assert_equal_traces(run.trace(expected.initial), expected.trace, case.kinked)
     # Training went somewhere: the law is not held by standing still.
     losses = [loss for loss, _ in expected.trace]
     assert max(losses) - min(losses) > 1e-3

@@ -6,6 +6,7 @@ needs to act on it, not word for word.
 
 import fcntl
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -152,7 +153,7 @@ def test_a_corrupt_data_file_names_both_digests(
     path.write_text("First Citizen: this is another text\n")
     complaint = mistake("train", config, "--data.source", "tiny_shakespeare")
     assert str(path) in complaint
-    assert "sha256 e2e4ffa9" not in complaint  # of the file that is there, and of the published one
+    assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in complaint
     assert "expected 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed" in complaint
 
 
