@@ -18,6 +18,10 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a script, where Ctrl-C is ignored: what the tests start would
+    # inherit that, and some of it is there to be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 

@@ -121,7 +121,7 @@ def read(folder: Path, name: str, processes: int = 4) -> list:
     """What each process wrote, waited for."""
     deadline = time.monotonic() + 120
     paths = [folder / f"{name}-{index}" for index in range(processes)]
-    while not all(path.exists() for path in paths):
+    while not all(path.exists() and path.stat().st_size for path in paths):
         assert time.monotonic() < deadline, f"no {name} from some of {processes} processes"
         time.sleep(0.02)
     return [json.loads(path.read_text()) for path in paths]
