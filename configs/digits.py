@@ -1,6 +1,8 @@
-"""A LeNet on scikit-learn's 8 × 8 digits: seconds, no download.
+"""A LeNet on scikit-learn's 8 × 8 digits: no download.
 
-research train configs/digits.py
+    research train configs/digits.py
+
+Expect a validation accuracy of about 97 % in some seconds.
 """
 
 from research.experiment import CNNConfig, Experiment, ImagesConfig, OptimizerConfig, RunConfig

@@ -1,7 +1,10 @@
 """The CNN of McMahan et al. 2017 (1,663,370 parameters) on MNIST, data parallel.
 
-research train configs/mnist_cnn.py
-research train configs/mnist_cnn.py --cpu-devices 8
+    research train configs/mnist_cnn.py
+    research train configs/mnist_cnn.py --cpu-devices 8
+
+1,500 steps of 64 images, under two epochs: a few minutes on 2 cores. The paper's federated runs
+aim at a test accuracy of 99 %; the data comes from $RESEARCH_DATA or its publisher.
 """
 
 from research.experiment import CNNConfig, Experiment, ImagesConfig, OptimizerConfig, RunConfig

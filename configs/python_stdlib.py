@@ -1,7 +1,11 @@
 """A small language model of Python, from the source of the standard library: no download.
 
-make train
-research train configs/python_stdlib.py --cpu-devices 8
+    make train
+    research train configs/python_stdlib.py --cpu-devices 8
+
+0.84 M parameters on bytes, over data 2 × fsdp 2 × tensor 2. Expect the loss to fall from 5.7 to
+about 2 nats a byte in 300 steps, some minutes on 2 cores, and text at the end that has Python's
+shape.
 """
 
 from research.experiment import (
