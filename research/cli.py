@@ -124,8 +124,6 @@ def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
 
 def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
     """train, resume and evaluate: a target, and the fields of an experiment."""
-    from pathlib import Path
-
     target, _, fields = _target(command, parser, rest)
     from research import runs
     from research.experiment import Experiment
@@ -133,7 +131,7 @@ def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
     prog = f"research {command} {target}"
     if command == "train":
         experiment = _override(Experiment.load(target), fields, prog)
-        runs.train(experiment, name=Path(target).stem)
+        runs.train(experiment, name=target.stem)
     elif command == "resume":
         runs.resume(target, _change(fields, prog))
     else:

@@ -181,9 +181,8 @@ class Synchronous:
         # Row i goes to microbatch i mod m, so that every device cuts up its own rows and none
         # moves.
         m = self.microbatches
-        return rows.reshape(rows.shape[0] // m, m, *rows.shape[1:]).swapaxes(
-            0, 1
-        )  # [m, batch/m, ...]
+        cut = rows.reshape(rows.shape[0] // m, m, *rows.shape[1:])  # [batch/m, m, ...]
+        return cut.swapaxes(0, 1)
 
     def _evaluate(self, state: TrainState, batch: Batch) -> Totals:
         logits = self.model(state)(batch["inputs"])
