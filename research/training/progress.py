@@ -8,6 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from research.training.metrics import Record
 
+DRAW_EVERY = 1.0
+"""Seconds between two drawings of the live bar."""
+
 
 class ProgressReport:
     """Shows a run's progress from `start` to `steps`; says nothing where `quiet` (other
@@ -18,7 +21,7 @@ class ProgressReport:
         self._start, self._steps = start, steps
         self._rate = f"{unit}_per_second"
         self._unit = unit
-        self._began = time.perf_counter()
+        self._began = self._drawn = time.perf_counter()
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
@@ -28,7 +31,7 @@ class ProgressReport:
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
                 console=self._console,
-                refresh_per_second=2,  # drawing takes time from the step on a small machine
+                auto_refresh=False,  # a thread that draws takes time from the step
                 transient=True,
             )
             self._task = self._bar.add_task("", total=steps, completed=start, figures="")
@@ -48,9 +51,13 @@ class ProgressReport:
             self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """Moves the live bar; a log has no use for it."""
+        """Moves the live bar, at most once a second; a log has no use for it."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
+            now = time.perf_counter()
+            if now - self._drawn >= DRAW_EVERY:
+                self._drawn = now
+                self._bar.refresh()
 
     def log(self, record: Record) -> None:
         """Shows a logged step."""
