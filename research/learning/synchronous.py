@@ -18,9 +18,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.errors import UserError
+from research.learning.gradients import Sums, accumulated, at_once
 from research.learning.objective import Totals, cross_entropy
 from research.models.specification import Specification
-from research.parallel.layout import parameter_shardings, unused_axes
+from research.parallel.layout import constrain, parameter_shardings, unused_axes
 from research.parallel.mesh import describe
 
 Tree = Any
@@ -42,14 +43,11 @@ class TrainState(NamedTuple):
     optimizer: Tree  # optax's state
 
 
-class StepMetrics(NamedTuple):
-    """Of one step, over the global batch."""
-
-    loss: jax.Array  # [] float32, nats a target, before the update
-    accuracy: jax.Array  # [] float32, share of targets
-    gradient_norm: jax.Array  # [] float32, before clipping
-    parameter_norm: jax.Array  # [] float32, after the update
-    learning_rate: jax.Array  # [] float32
+StepMetrics = dict[str, jax.Array]
+"""Of one step, over the global batch, [] float32 each: `loss` (nats a target, before the update and
+without penalties), `accuracy` (share of targets), `gradient_norm` (before clipping),
+`parameter_norm` (after the update), `learning_rate`, and what the model adds or reports (each
+divided by the number of targets)."""
 
 
 class Synchronous:
@@ -128,61 +126,44 @@ class Synchronous:
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), 1), state.step)
-        gradients, totals, buffers = self.gradients(state.parameters, state.buffers, batch, key)
+        gradients, sums, buffers = self.gradients(state.parameters, state.buffers, batch, key)
         # Without the barriers XLA's CPU backend computes the update twice, for itself and its norm.
         gradients = jax.lax.optimization_barrier(gradients)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         parameters = jax.lax.optimization_barrier(parameters)
-        metrics = StepMetrics(
-            loss=totals.loss / totals.targets,
-            accuracy=totals.correct / totals.targets,
-            gradient_norm=optax.tree.norm(gradients),
-            parameter_norm=optax.tree.norm(parameters),
-            learning_rate=jnp.asarray(self._learning_rate(state.step), jnp.float32),
-        )
+        totals, (penalties, statistics) = sums
+        metrics = {
+            "loss": totals.loss / totals.targets,
+            "accuracy": totals.correct / totals.targets,
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(parameters),
+            "learning_rate": jnp.asarray(self._learning_rate(state.step), jnp.float32),
+            **{name: each / totals.targets for name, each in (penalties | statistics).items()},
+        }
         return TrainState(state.step + 1, parameters, buffers, optimizer), metrics
 
     def gradients(
         self, parameters: Tree, buffers: Tree, batch: Batch, key: jax.Array
-    ) -> tuple[Tree, Totals, Tree]:
-        """Gradient of the mean loss over `batch` (a tree like `parameters`), the totals, and the
-        buffers after the pass. With microbatches, the parts' sums are added up in a scan."""
-
-        def loss(parameters: Tree, buffers: Tree, batch: Batch, key: jax.Array) -> Any:
-            model = nnx.merge(self.graph, parameters, buffers)
-            logits = model(batch["inputs"], train=True, key=key)
-            totals = cross_entropy(logits, batch["targets"])
-            after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-            return totals.loss, (totals, after)
-
-        gradient_of_sum = jax.grad(loss, has_aux=True)
+    ) -> tuple[Tree, Sums, Tree]:
+        """Gradient of the mean loss over `batch` (a tree like `parameters`), the batch's sums, and
+        the buffers after the pass. `key` and an example's place in the batch draw its dropout."""
+        rows = jnp.arange(batch["targets"].shape[0])
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+        batch = batch | {"keys": constrain(keys, "batch")}
+        arguments = (self._loss, parameters, buffers, batch)
         if self.microbatches == 1:
-            summed, (totals, buffers) = gradient_of_sum(parameters, buffers, batch, key)
+            summed, (sums, buffers) = at_once(*arguments)
         else:
+            summed, (sums, buffers) = accumulated(*arguments, self.microbatches, self.mesh)
+        return jax.tree.map(lambda g: g / sums.totals.targets, summed), sums, buffers
 
-            def accumulate(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-                summed, totals, buffers = carry
-                index, rows = part
-                more, (its_totals, buffers) = gradient_of_sum(
-                    parameters, buffers, rows, jax.random.fold_in(key, index)
-                )
-                return (jax.tree.map(jnp.add, summed, more), totals.add(its_totals), buffers), None
-
-            zeros = jax.tree.map(jnp.zeros_like, parameters)
-            nothing = Totals(*(jnp.zeros((), jnp.float32) for _ in Totals._fields))
-            parts = jnp.arange(self.microbatches), jax.tree.map(self._into_microbatches, batch)
-            (summed, totals, buffers), _ = jax.lax.scan(
-                accumulate, (zeros, nothing, buffers), parts
-            )
-        return jax.tree.map(lambda g: g / totals.targets, summed), totals, buffers
-
-    def _into_microbatches(self, rows: jax.Array) -> jax.Array:
-        # Row i goes to microbatch i mod m, so that every device cuts up its own rows and none
-        # moves.
-        m = self.microbatches
-        cut = rows.reshape(rows.shape[0] // m, m, *rows.shape[1:])  # [batch/m, m, ...]
-        return cut.swapaxes(0, 1)
+    def _loss(self, parameters: Tree, buffers: Tree, batch: Batch) -> Any:
+        model = nnx.merge(self.graph, parameters, buffers)
+        logits, extras = model.forward(batch["inputs"], train=True, keys=batch["keys"])
+        totals = cross_entropy(logits, batch["targets"])
+        after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return totals.loss + sum(extras.penalties.values()), (Sums(totals, extras), after)
 
     def _evaluate(self, state: TrainState, batch: Batch) -> Totals:
         logits = self.model(state)(batch["inputs"])

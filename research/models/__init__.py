@@ -8,6 +8,7 @@ layout of `research.parallel` places them.
 from research.models.cnn import CNN, CNNConfig
 from research.models.linear import Linear, LinearConfig
 from research.models.mlp import MLP, MLPConfig
+from research.models.model import Extras, Model
 from research.models.resnet import ResNet, ResNetConfig
 from research.models.specification import Specification
 from research.models.transformer import Transformer
@@ -17,9 +18,11 @@ __all__ = [
     "CNN",
     "MLP",
     "CNNConfig",
+    "Extras",
     "Linear",
     "LinearConfig",
     "MLPConfig",
+    "Model",
     "ResNet",
     "ResNetConfig",
     "Specification",

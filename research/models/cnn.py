@@ -28,6 +28,7 @@ from flax import nnx
 
 from research.errors import UserError
 from research.models.inputs import image_shape
+from research.models.model import Model
 from research.models.specification import Specification
 from research.parallel.layout import constrain
 
@@ -64,7 +65,7 @@ class CNNConfig:
         return CNN(self, specification, nnx.Rngs(key))
 
 
-class CNN(nnx.Module):
+class CNN(Model):
     """A small convolutional network; see the file's head."""
 
     def __init__(self, config: CNNConfig, specification: Specification, rngs: nnx.Rngs):
@@ -120,11 +121,11 @@ class CNN(nnx.Module):
         )
 
     def __call__(
-        self, inputs: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
         """Maps images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
 
-        `train` and `key` change nothing: there is no dropout and no normalization.
+        `train` and `keys` change nothing: there is no dropout and no normalization.
         """
         x = nnx.relu(max_pool(self.first(inputs)))  # [batch, height / 2, width / 2, channels]
         x = constrain(x, "batch", None, None, "mlp")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.models.inputs import flatten
+from research.models.model import Model
 from research.models.specification import Specification
 from research.parallel.layout import constrain
 
@@ -36,7 +37,7 @@ class LinearConfig:
         return Linear(self, specification, nnx.Rngs(key))
 
 
-class Linear(nnx.Module):
+class Linear(Model):
     """Softmax regression; see the file's head."""
 
     def __init__(self, config: LinearConfig, specification: Specification, rngs: nnx.Rngs):
@@ -49,11 +50,11 @@ class Linear(nnx.Module):
         )
 
     def __call__(
-        self, inputs: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
         """Maps float inputs `[batch, *shape]` to float32 logits `[batch, classes]`.
 
-        `train` and `key` change nothing: there is no dropout and no normalization.
+        `train` and `keys` change nothing: there is no dropout and no normalization.
         """
         features = flatten(inputs, "the linear model")  # [batch, features]
         logits = self.output(features)  # [batch, classes]

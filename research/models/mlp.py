@@ -20,6 +20,7 @@ from flax import nnx
 
 from research.errors import UserError
 from research.models.inputs import flatten
+from research.models.model import Model, drop
 from research.models.specification import Specification
 from research.parallel.layout import constrain
 
@@ -58,7 +59,7 @@ class MLPConfig:
         return MLP(self, specification, nnx.Rngs(key))
 
 
-class MLP(nnx.Module):
+class MLP(Model):
     """The multilayer perceptron; see the file's head."""
 
     def __init__(self, config: MLPConfig, specification: Specification, rngs: nnx.Rngs):
@@ -87,14 +88,13 @@ class MLP(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
-        self, inputs: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
         """Maps float inputs `[batch, *shape]` to float32 logits `[batch, classes]`.
 
-        Units are dropped only where `train` is true and `key` is given.
+        Units are dropped only where `train` is true and `keys` are given.
         """
         activation = ACTIVATIONS[self.config.activation]
         x = flatten(inputs, "the mlp")  # [batch, features]
@@ -102,8 +102,8 @@ class MLP(nnx.Module):
             x = activation(self.hidden[f"layer_{index}"](x))  # [batch, width]
             # A layer split by rows leaves every device the whole sum.
             x = constrain(x, "batch", "mlp" if hidden_axis(index) == "mlp" else None)
-            if train and key is not None and self.config.dropout > 0:
-                x = self.dropout(x, deterministic=False, rngs=jax.random.fold_in(key, index))
+            if train:
+                x = drop(x, self.config.dropout, keys, index)
         logits = self.output(x)  # [batch, classes]
         return constrain(logits.astype(jnp.float32), "batch", None)
 

@@ -30,6 +30,7 @@ from flax import nnx
 
 from research.errors import UserError
 from research.models.inputs import image_shape
+from research.models.model import Model
 from research.models.specification import Specification
 from research.parallel.layout import constrain
 
@@ -71,7 +72,7 @@ class ResNetConfig:
         return ResNet(self, specification, nnx.Rngs(key))
 
 
-class ResNet(nnx.Module):
+class ResNet(Model):
     """A residual network; see the file's head."""
 
     def __init__(self, config: ResNetConfig, specification: Specification, rngs: nnx.Rngs):
@@ -94,11 +95,11 @@ class ResNet(nnx.Module):
         )
 
     def __call__(
-        self, inputs: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
         """Maps images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
 
-        With batch normalization and `train`, the running averages are updated in place. `key` is
+        With batch normalization and `train`, the running averages are updated in place. `keys` are
         unused: there is no dropout.
         """
         x = nnx.relu(normalize(self.stem_norm, self.stem(inputs), train)).astype(self.dtype)

@@ -17,13 +17,14 @@ runs them, so that compile time does not grow with depth.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from research.errors import UserError
+from research.models.model import Extras, Model, drop
 from research.models.products import dot_general
 from research.models.specification import Specification
 from research.models.transformer_config import TransformerConfig
@@ -167,15 +168,22 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.dropout = config.dropout
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        keys = (None, None) if key is None else jax.random.split(key)
-        x = x + drop(self.attention(self.attention_norm(x)), self.dropout, keys[0])
-        x = x + drop(self.mlp(self.mlp_norm(x)), self.dropout, keys[1])
-        return constrain(x, "batch", "sequence", None)
+    def __call__(
+        self, x: jax.Array, keys: jax.Array | None, index: jax.Array
+    ) -> tuple[jax.Array, Extras]:
+        """`x` [batch, sequence, width] after layer number `index`, and what the layer adds."""
+        attended = self.attention(self.attention_norm(x))
+        x = x + drop(attended, self.dropout, keys, 2 * index + 1)
+        made = self.mlp(self.mlp_norm(x))
+        x = x + drop(made, self.dropout, keys, 2 * index + 2)
+        return constrain(x, "batch", "sequence", None), Extras({}, {})
 
 
-class Transformer(nnx.Module):
-    """Logits of the next token from the tokens before it."""
+class Transformer(Model):
+    """Logits of the next token from the tokens before it, in three parts: `embed`, `run`, `read`.
+
+    `run` is all that a pipeline cuts into stages; the other two are light.
+    """
 
     def __init__(self, config: TransformerConfig, specification: Specification, rngs: nnx.Rngs):
         config.check(specification)
@@ -198,61 +206,74 @@ class Transformer(nnx.Module):
             self.head = table(config.width, vocabulary, ("embed", "vocab"))
 
     def __call__(
-        self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
-        """Logits [batch, sequence, vocabulary] (float32) for `tokens` [batch, sequence].
+        """Logits [batch, sequence, vocabulary] (float32) for tokens [batch, sequence].
 
-        `key` draws dropout, in training only. Raises UserError for a sequence longer than the table
-        of learned positions.
+        Raises UserError for a sequence longer than the table of learned positions.
         """
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        keys = None
-        if train and config.dropout > 0 and key is not None:
-            keys = jax.random.split(key, config.layers + 1)
+        return self.forward(inputs, train=train, keys=keys)[0]
 
-        # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
-        # would make XLA replicate the activations.
-        embedding = constrain(self.embedding[...], "vocab", None).astype(dtype)
-        x = jnp.take(embedding, tokens, axis=0)  # [batch, sequence, width]
-        if config.positions == "learned":
+    def forward(
+        self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
+    ) -> tuple[jax.Array, Extras]:
+        """As `__call__`, with what the layers add."""
+        keys = keys if train else None
+        x, extras = self.run(self.embed(inputs, keys), keys)
+        return self.read(x), extras
+
+    def embed(self, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """The residual stream [batch, sequence, width] of `tokens` [batch, sequence]."""
+        x = jnp.take(self._table(), tokens, axis=0)
+        if self.config.positions == "learned":
             longest = self.position.shape[0]
             if tokens.shape[1] > longest:
                 raise UserError(
                     f"{tokens.shape[1]} tokens are more than the {longest} learned positions: "
                     f"use at most {longest}, or rotary positions"
                 )
-            x = x + constrain(self.position[: tokens.shape[1]], None, None).astype(dtype)
+            x = x + constrain(self.position[: tokens.shape[1]], None, None).astype(x.dtype)
         x = constrain(x, "batch", "sequence", None)
-        x = drop(x, config.dropout, keys[-1] if keys is not None else None)
+        return drop(x, self.config.dropout, keys, 0)
 
-        def layer(
-            x: jax.Array, block_and_key: tuple[Block, jax.Array | None]
-        ) -> tuple[jax.Array, None]:
-            block, key = block_and_key
-            return block(x, key), None
+    def run(
+        self, x: jax.Array, keys: jax.Array | None = None, first: int | jax.Array = 0
+    ) -> tuple[jax.Array, Extras]:
+        """`x` [batch, sequence, width] through the blocks that this module holds, of which the
+        first is layer number `first` of the whole; and what they add, summed over them."""
 
+        def layer(x: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, Any]:
+            block, index = block_and_index
+            return block(x, keys, index)
+
+        config = self.config
         if config.remat in REMAT_POLICIES:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        layer_keys = keys[:-1] if keys is not None else None
-        x, _ = jax.lax.scan(layer, x, (self.blocks, layer_keys), unroll=config.unroll)
+        layers = jax.tree.leaves(self.blocks)[0].shape[0]
+        indexes = first + jnp.arange(layers)
+        unroll = min(config.unroll, layers)
+        x, extras = jax.lax.scan(layer, x, (self.blocks, indexes), unroll=unroll)
+        return x, jax.tree.map(lambda each: jnp.sum(each, axis=0), extras)
 
+    def read(self, x: jax.Array) -> jax.Array:
+        """Logits [batch, sequence, vocabulary] (float32) of the stream after the last layer."""
         x = self.final_norm(x)
-        head = embedding.T if config.tied_head else constrain(self.head[...], None, "vocab")
-        logits = jnp.matmul(x, head.astype(dtype), preferred_element_type=jnp.float32)
+        head = (
+            self._table().T if self.config.tied_head else constrain(self.head[...], None, "vocab")
+        )
+        logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
         return constrain(logits, "batch", "sequence", "vocab")
+
+    def _table(self) -> jax.Array:
+        # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
+        # would make XLA replicate the activations.
+        return constrain(self.embedding[...], "vocab", None).astype(jnp.dtype(self.config.dtype))
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
     """x · Φ(x), by the error function (Hendrycks and Gimpel 2016, arXiv:1606.08415). JAX's own
     form, by its complement, costs an eighth of a small model's step more on a CPU."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Dropout (Srivastava et al. 2014) of `rate`, or `x` itself without a key."""
-    if key is None or rate == 0:
-        return x
-    return nnx.Dropout(rate)(x, rngs=key)
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:

@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 LAYOUT: dict[str, Rule] = {
     # activations
-    "batch": Rule(("data", "fsdp"), must_divide=True),
+    "batch": Rule(("data", "fsdp", "expert"), must_divide=True),
     "sequence": Rule(("context",), must_divide=True),
     # parameters, and the activations made by them
     "embed": Rule(("fsdp",)),  # the model's width, in parameters only
@@ -37,8 +37,7 @@ LAYOUT: dict[str, Rule] = {
     "mlp": Rule(("tensor",)),
     "vocab": Rule(("tensor",)),
     "head_dim": Rule(()),
-    "layers": Rule(()),
-    "stage": Rule(("stage",), must_divide=True),
+    "layers": Rule(("stage",), must_divide=True),
     "expert": Rule(("expert",), must_divide=True),
 }
 
@@ -60,7 +59,7 @@ def partition_spec(
     entries: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         rule = LAYOUT[name] if name is not None else Rule(())
-        split = tuple(a for a in rule.mesh_axes if mesh.shape[a] > 1 and a not in taken)
+        split = tuple(a for a in _split_over(rule, mesh) if a not in taken)
         parts = math.prod(mesh.shape[a] for a in split)
         if size % parts:
             if rule.must_divide and strict:
@@ -69,6 +68,12 @@ def partition_spec(
         taken.update(split)
         entries.append(split[0] if len(split) == 1 else split or None)
     return PartitionSpec(*entries)
+
+
+def _split_over(rule: Rule, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes of `rule` with more than one device. Inside a `shard_map` those that it makes
+    manual are left out: there an array is this device's part already."""
+    return tuple(a for a in rule.mesh_axes if mesh.shape[a] > 1 and a not in mesh.manual_axes)
 
 
 def _does_not_divide(
@@ -102,7 +107,7 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
 def is_split(name: str) -> bool:
     """Whether the logical axis `name` lies on more than one device of the mesh in force."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and any(mesh.shape[axis] > 1 for axis in LAYOUT[name].mesh_axes)
+    return not mesh.empty and bool(_split_over(LAYOUT[name], mesh))
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
@@ -115,7 +120,8 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
     def sharding(variable: Any) -> NamedSharding:
         shape = variable.get_value().shape
         names: Axes = variable.get_metadata().get("axes") or (None,) * len(shape)
-        axes = ("layers",) * (len(shape) - len(names)) + names
+        stacked = len(shape) - len(names)  # [layers, ...], or [rounds, layers of a round, ...]
+        axes = (None,) * (stacked - 1) + ("layers",) * min(stacked, 1) + names
         return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
     flat = {path: sharding(variable) for path, variable in nnx.to_flat_state(state)}
@@ -123,9 +129,9 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
 
 
 def unused_axes(tree: Any, mesh: Mesh) -> list[str]:
-    """Mesh axes of more than one device over which neither the batch nor any of `tree`'s
-    shardings is split: their devices would all do the same work."""
-    used = set(LAYOUT["batch"].mesh_axes)
+    """Mesh axes of more than one device that this model has no use for: over `data` and `fsdp` the
+    batch is split, over any other axis one of `tree`'s shardings has to be."""
+    used = {"data", "fsdp"}
     for sharding in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, NamedSharding)):
         for entry in sharding.spec or ():
             if entry is not None:

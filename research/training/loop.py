@@ -69,7 +69,7 @@ def train(
 
         while len(pending) > (0 if evaluating or saving else IN_FLIGHT):
             done, its_metrics = pending.popleft()
-            values = {name: float(v) for name, v in jax.device_get(its_metrics)._asdict().items()}
+            values = {name: float(v) for name, v in jax.device_get(its_metrics).items()}
             if not all(math.isfinite(values[name]) for name in FINITE):
                 raise _not_finite(done, values, indexes(done - 1), checkpoints, folder)
             progress.advance(done)

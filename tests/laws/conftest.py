@@ -137,7 +137,7 @@ class Run:
             for rows in self.case.batches(steps):
                 batch = place(rows, self.sharding, self.case.batch)
                 state, metrics = self.learner.step(state, batch)
-                made.append((float(metrics.loss), jax.device_get(state.optimizer[0])))
+                made.append((float(metrics["loss"]), jax.device_get(state.optimizer[0])))
                 if self.case.kinked:
                     buffers = state.buffers
                     state = jax.device_put(initial, self.learner.shardings)

@@ -35,7 +35,7 @@ def step() -> Step:
         *,
         mesh: MeshConfig | None = None,
         train: bool = True,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
         seed: int = 0,
     ) -> tuple[float, dict[str, Any], dict[str, Any], jax.Array]:
         model = config.build(specification, jax.random.key(seed))
@@ -48,7 +48,7 @@ def step() -> Step:
         ) -> tuple[tuple[jax.Array, tuple[Any, jax.Array]], dict[str, Any]]:
             def loss(parameters: dict[str, Any]) -> tuple[jax.Array, tuple[Any, jax.Array]]:
                 model = nnx.merge(graph, parameters, buffers)
-                logits = model(inputs, train=train, key=key)
+                logits = model(inputs, train=train, keys=keys)
                 after = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
                 likelihood = jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets]
                 return -likelihood.mean(), (after, logits)

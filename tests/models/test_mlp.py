@@ -47,15 +47,15 @@ def test_logits_equal_numpys(activation):
     np.testing.assert_allclose(model(jnp.array(inputs)), expected, atol=1e-5)
 
 
-def test_dropout_needs_both_train_and_a_key():
+def test_dropout_needs_both_train_and_keys():
     model = MLPConfig(dropout=0.5).build(TABLE, jax.random.key(0))
-    x, key = jnp.ones((4, 30)), jax.random.key(1)
+    x, keys = jnp.ones((4, 30)), jax.random.split(jax.random.key(1), 4)
     plain = model(x)
     np.testing.assert_array_equal(model(x, train=True), plain)
-    np.testing.assert_array_equal(model(x, key=key), plain)
-    dropped = model(x, train=True, key=key)
+    np.testing.assert_array_equal(model(x, keys=keys), plain)
+    dropped = model(x, train=True, keys=keys)
     assert not np.allclose(dropped, plain)
-    np.testing.assert_array_equal(model(x, train=True, key=key), dropped)
+    np.testing.assert_array_equal(model(x, train=True, keys=keys), dropped)
 
 
 def test_dropout_keeps_the_mean():
@@ -63,7 +63,7 @@ def test_dropout_keeps_the_mean():
     config = MLPConfig(widths=(50,), dropout=0.3)
     model = config.build(TABLE, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1, 30))
-    draws = jax.vmap(lambda key: model(x, train=True, key=key))(
+    draws = jax.vmap(lambda key: model(x, train=True, keys=key[None]))(
         jax.random.split(jax.random.key(2), 4_000)
     )
     error = draws.std(axis=0) / math.sqrt(len(draws))

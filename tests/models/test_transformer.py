@@ -108,14 +108,17 @@ def test_grouped_queries_share_keys_and_values():
     )
 
 
-def test_dropout_is_drawn_from_the_key_in_training_only():
+def test_dropout_is_drawn_from_every_examples_key_in_training_only():
     model = model_of(replace(SMALL, dropout=0.5))
-    key = jax.random.key(1)
+    keys = jax.random.split(jax.random.key(1), len(tokens()))
     plain = model(tokens())
-    np.testing.assert_array_equal(model(tokens(), key=key), plain)
-    drawn = model(tokens(), train=True, key=key)
+    np.testing.assert_array_equal(model(tokens(), keys=keys), plain)
+    drawn = model(tokens(), train=True, keys=keys)
     assert not np.allclose(drawn, plain)
-    np.testing.assert_array_equal(model(tokens(), train=True, key=key), drawn)
+    # An example's draws are its own: alone or in any order it gets the same ones.
+    for row in (1, 0):
+        alone = model(tokens()[row : row + 1], train=True, keys=keys[row : row + 1])
+        np.testing.assert_allclose(alone[0], drawn[row], rtol=1e-5, atol=1e-6)
 
 
 def test_residual_projections_start_smaller_with_depth():
