@@ -15,10 +15,11 @@ from research.training.loop import FINITE, Journal, train
 from research.training.progress import ProgressReport
 
 
-class Metrics(NamedTuple):
-    loss: float
-    gradient_norm: float
-    parameter_norm: float
+Metrics = dict[str, float]
+
+
+def metrics(loss: float = 1.0) -> Metrics:
+    return {"loss": loss, "gradient_norm": 2.0, "parameter_norm": 3.0}
 
 
 class Saved:
@@ -74,7 +75,7 @@ def run(tmp_path: Path, saved: Saved) -> Run:
                 )  # the batch of step s (from 0) meets the state after s updates
                 if state + 1 == stop_at:
                     stop.ask("a test")
-                return state + 1, (bad or {}).get(state + 1, Metrics(1 / (state + 1), 2.0, 3.0))
+                return state + 1, (bad or {}).get(state + 1, metrics(1 / (state + 1)))
 
             def feed() -> Iterator[int]:
                 yield from range(start, 1000)
@@ -138,7 +139,7 @@ def test_a_request_to_stop_saves_that_step(run: Run) -> None:
 def test_what_is_not_finite_is_never_saved_and_names_its_examples(
     name: str, checkpoint_every: int, run: Run, saved: Saved, tmp_path: Path
 ) -> None:
-    bad = {9: Metrics(1.0, 2.0, 3.0)._replace(**{name: float("inf")})}
+    bad = {9: metrics() | {name: float("inf")}}
     with pytest.raises(RunError) as error:
         run(RunConfig(steps=20, checkpoint_every=checkpoint_every), bad=bad)
     sentence = str(error.value)
