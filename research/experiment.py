@@ -22,6 +22,7 @@ from research.models import (
     TransformerConfig,
 )
 from research.parallel.mesh import MeshConfig
+from research.parallel.schedules import PipelineConfig
 from research.training import RunConfig
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "MLPConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "PipelineConfig",
     "ResNetConfig",
     "RunConfig",
     "TableConfig",
@@ -58,6 +60,9 @@ class Experiment:
 
     mesh: MeshConfig = MeshConfig()
     """How the devices are shared out."""
+
+    pipeline: PipelineConfig = PipelineConfig()
+    """How microbatches go through the stages of the mesh."""
 
     run: RunConfig = RunConfig()
     """For how long, and what is written down."""

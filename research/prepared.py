@@ -126,6 +126,7 @@ def learner(
         mesh,
         experiment.run.seed,
         experiment.optimizer.microbatches,
+        experiment.pipeline,
     )
 
 

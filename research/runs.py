@@ -223,7 +223,7 @@ def export(path: Path, destination: Path) -> Path:
     model = restored.experiment.model
     if not isinstance(model, TransformerConfig):
         raise UserError(f"{path} trained a {type(model).__name__}: only transformers are exported")
-    parameters = jax.device_get(restored.state.parameters)
+    parameters = jax.device_get(restored.learner.parameters(restored.state))
     huggingface.export(model, restored.specification, parameters, destination)
     _say(f"step {restored.step} of {path} is in {destination}")
     return destination
@@ -251,6 +251,7 @@ def _imported(prepared: Prepared, source: Path) -> Any:
     from research.models import huggingface
 
     config, _, parameters = huggingface.load(source)
+    parameters = prepared.learner.in_rounds(parameters)
     wanted = prepared.learner.abstract_state.parameters
     flat = dict(jax.tree_util.tree_leaves_with_path(parameters))
     expected = dict(jax.tree_util.tree_leaves_with_path(wanted))

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.learning.objective import Totals
 from research.models.model import Extras
+from research.parallel.layout import into_microbatches
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -72,13 +73,6 @@ def accumulated(
     return jax.shard_map(
         part, in_specs=(P(), P(), P("data")), out_specs=P(), axis_names=manual, check_vma=False
     )(parameters, buffers, batch)
-
-
-def into_microbatches(rows: jax.Array, microbatches: int) -> jax.Array:
-    """[batch, ...] as [microbatches, batch / microbatches, ...]. Row i goes to microbatch
-    i mod m, so that every device cuts up its own rows and none moves."""
-    cut = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:])
-    return cut.swapaxes(0, 1)
 
 
 def _first(array: jax.Array) -> jax.Array:

@@ -20,9 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from research.errors import UserError
 from research.learning.gradients import Sums, accumulated, at_once
 from research.learning.objective import Totals, cross_entropy
+from research.learning.pipelined import Pipelined, into_rounds, out_of_rounds
 from research.models.specification import Specification
 from research.parallel.layout import constrain, parameter_shardings, unused_axes
 from research.parallel.mesh import describe
+from research.parallel.schedules import PipelineConfig
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -66,6 +68,7 @@ class Synchronous:
         mesh: Mesh,
         seed: int = 0,
         microbatches: int = 1,
+        pipeline: PipelineConfig | None = None,
     ):
         self.mesh = mesh
         self.specification = specification
@@ -74,8 +77,14 @@ class Synchronous:
         self._learning_rate = learning_rate
         self._seed = seed
 
+        stages = mesh.shape["stage"]
+        pipeline = pipeline or PipelineConfig()
+        self._rounds = pipeline.rounds_of(stages)
+
         def build(key: jax.Array) -> Any:
-            return nnx.split(model.build(specification, key), nnx.Param, ...)
+            graph, *states = nnx.split(model.build(specification, key), nnx.Param, ...)
+            parameters, buffers = states
+            return graph, self.in_rounds(parameters), buffers
 
         self.graph, parameters, buffers = jax.eval_shape(build, jax.random.key(0))
         whole = NamedSharding(mesh, PartitionSpec())
@@ -88,6 +97,11 @@ class Synchronous:
                 f"mesh {describe(mesh)}: nothing of this model is split over {names}: "
                 f"set {flags} and give those devices to another axis"
             )
+        self._pipeline = (
+            Pipelined(self.graph, pipeline, mesh, microbatches, specification.shape[0])
+            if stages > 1
+            else None
+        )
         shapes = jax.eval_shape(optimizer.init, nnx.to_pure_dict(parameters))
         self.shardings: Any = TrainState(
             step=whole,  # type: ignore[arg-type]
@@ -122,7 +136,16 @@ class Synchronous:
 
     def model(self, state: TrainState) -> Any:
         """The Flax module with the state's parameters."""
-        return nnx.merge(self.graph, state.parameters, state.buffers)
+        return nnx.merge(self.graph, self.parameters(state), state.buffers)
+
+    def parameters(self, state: TrainState) -> Tree:
+        """The state's parameters as the model has them: layers in a row, in whatever rounds a
+        pipeline runs them."""
+        return out_of_rounds(state.parameters, self._rounds)
+
+    def in_rounds(self, parameters: Tree) -> Tree:
+        """The model's parameters as the state has them: the opposite of `parameters`."""
+        return into_rounds(parameters, self._rounds, self.mesh.shape["stage"])
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), 1), state.step)
@@ -152,7 +175,9 @@ class Synchronous:
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
         batch = batch | {"keys": constrain(keys, "batch")}
         arguments = (self._loss, parameters, buffers, batch)
-        if self.microbatches == 1:
+        if self._pipeline is not None:
+            summed, sums = self._pipeline.gradients(parameters, buffers, batch)
+        elif self.microbatches == 1:
             summed, (sums, buffers) = at_once(*arguments)
         else:
             summed, (sums, buffers) = accumulated(*arguments, self.microbatches, self.mesh)
@@ -166,5 +191,7 @@ class Synchronous:
         return totals.loss + sum(extras.penalties.values()), (Sums(totals, extras), after)
 
     def _evaluate(self, state: TrainState, batch: Batch) -> Totals:
+        if self._pipeline is not None:
+            return self._pipeline.totals(state.parameters, state.buffers, batch)
         logits = self.model(state)(batch["inputs"])
         return cross_entropy(logits, batch["targets"], batch["weights"])

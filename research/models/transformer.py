@@ -70,6 +70,7 @@ class Attention(nnx.Module):
             dot_general=dot_general,
             kernel_init=nnx.initializers.normal(_residual_scale(config)),
             kernel_metadata={"axes": ("heads", "head_dim", "embed")},
+            bias_metadata={"axes": (None,)},
             rngs=rngs,
         )
         self.rope_theta = config.rope_theta if config.positions == "rotary" else None
@@ -145,6 +146,7 @@ class MLP(nnx.Module):
             dot_general=dot_general,
             kernel_init=nnx.initializers.normal(_residual_scale(config)),
             kernel_metadata={"axes": ("mlp", "embed")},
+            bias_metadata={"axes": (None,)},
             rngs=rngs,
         )
         self.exact = config.activation == "gelu_exact"
@@ -277,12 +279,17 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    dtype = jnp.dtype(config.dtype)
+    # Whole in its own dimension, and named so: stacked over layers, it is split with them.
+    named = {"axes": (None,)}
+    settings: dict[str, Any] = {
+        "epsilon": config.epsilon,
+        "dtype": jnp.dtype(config.dtype),
+        "scale_metadata": named,
+        "rngs": rngs,
+    }
     if config.normalization == "rms":
-        return nnx.RMSNorm(config.width, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
-    return nnx.LayerNorm(
-        config.width, epsilon=config.epsilon, use_bias=config.bias, dtype=dtype, rngs=rngs
-    )
+        return nnx.RMSNorm(config.width, **settings)
+    return nnx.LayerNorm(config.width, use_bias=config.bias, bias_metadata=named, **settings)
 
 
 def _residual_scale(config: TransformerConfig) -> float:

@@ -172,3 +172,10 @@ def place(rows: dict[str, np.ndarray], sharding: NamedSharding, batch: int) -> d
         return jax.make_array_from_callback((batch, *leaf.shape[1:]), sharding, part)
 
     return {name: globally(leaf) for name, leaf in rows.items()}
+
+
+def into_microbatches(rows: jax.Array, microbatches: int) -> jax.Array:
+    """[batch, ...] as [microbatches, batch / microbatches, ...]. Row i goes to microbatch
+    i mod m, so that every device cuts up its own rows and none moves."""
+    cut = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:])
+    return cut.swapaxes(0, 1)

@@ -4,7 +4,7 @@ A new model, or a new algorithm, is added here and must hold every law.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +25,33 @@ from research.models import (
 )
 from research.parallel.layout import batch_sharding, place
 from research.parallel.mesh import MeshConfig
+from research.parallel.schedules import PipelineConfig
 
 MESHES = {
     "data8": MeshConfig(data=8),
     "fsdp8": MeshConfig(data=1, fsdp=8),
     "data2-tensor4": MeshConfig(data=2, tensor=4),
     "data2-fsdp2-tensor2": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+class Pipeline(NamedTuple):
+    """A mesh with stages, what goes through them and how."""
+
+    mesh: MeshConfig
+    config: PipelineConfig
+    microbatches: int
+
+
+PIPELINES = {
+    "gpipe-stage4-data2": Pipeline(MeshConfig(stage=4, data=2), PipelineConfig("gpipe"), 4),
+    "interleaved-stage2-data2-tensor2": Pipeline(
+        MeshConfig(stage=2, data=2, tensor=2), PipelineConfig("interleaved", 2), 4
+    ),
+    "1f1b-stage4-data2": Pipeline(MeshConfig(stage=4, data=2), PipelineConfig("1f1b"), 8),
+    "1f1b-stage2-fsdp2-tensor2": Pipeline(
+        MeshConfig(stage=2, data=1, fsdp=2, tensor=2), PipelineConfig("1f1b"), 4
+    ),
 }
 
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
@@ -101,7 +122,14 @@ Trace = list[tuple[float, Any]]
 class Run:
     """A case on a mesh: its learner, with an optimizer that also remembers the gradients."""
 
-    def __init__(self, case: Case, mesh: MeshConfig, devices: int = 8, microbatches: int = 1):
+    def __init__(
+        self,
+        case: Case,
+        mesh: MeshConfig,
+        devices: int = 8,
+        microbatches: int = 1,
+        pipeline: PipelineConfig | None = None,
+    ):
         """Raises UserError where case and mesh do not fit."""
         self.case = case
         self.mesh = mesh.build(jax.devices("cpu")[:devices])
@@ -118,6 +146,7 @@ class Run:
             self.mesh,
             seed=3,
             microbatches=microbatches,
+            pipeline=pipeline,
         )
 
     def init(self) -> TrainState:
@@ -173,6 +202,12 @@ def mesh(request: pytest.FixtureRequest) -> MeshConfig:
     return chosen
 
 
+@pytest.fixture(params=PIPELINES)
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    chosen: Pipeline = PIPELINES[request.param]
+    return chosen
+
+
 @pytest.fixture(params=MODELS)
 def case(request: pytest.FixtureRequest) -> Case:
     chosen: Case = MODELS[request.param]
@@ -183,6 +218,22 @@ def case(request: pytest.FixtureRequest) -> Case:
 def table() -> dict[str, Case]:
     """The table of models, for tests of one of them."""
     return MODELS
+
+
+@pytest.fixture
+def deep() -> Callable[[str], Case]:
+    """A case of the table with 4 layers, enough for 4 stages."""
+
+    def deepened(name: str) -> Case:
+        if name not in _deep:
+            case = MODELS[name]
+            _deep[name] = replace(case, model=replace(case.model, layers=4))
+        return _deep[name]
+
+    return deepened
+
+
+_deep: dict[str, Case] = {}
 
 
 @pytest.fixture

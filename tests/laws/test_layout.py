@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.models import Specification
 from research.parallel.layout import LAYOUT
 from research.parallel.mesh import MeshConfig
+from research.parallel.schedules import PipelineConfig
 
 # A mesh changes the order of float32 sums, and nothing else. A sum of n terms of one size that is
 # taken in another order differs by about sqrt(n) · 2^-24 of it: 1e-6 for the 256 targets of a
@@ -115,6 +117,25 @@ def test_microbatches_add_up_to_the_whole_batch(
     assert_equal_traces(parts.trace(initial, 2), whole.trace(initial, 2))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_pipeline_learns_what_one_device_learns(
+    name: str, pipeline: Any, table: Any, run: Any, deep: Any, alone: Any
+) -> None:
+    case = deep(name)
+    here = run(case, pipeline.mesh, microbatches=pipeline.microbatches, pipeline=pipeline.config)
+    expected = alone(case)
+    # A seed initializes the same, in rounds or not; and so the traces may start from it.
+    initial = here.init()
+    for leaf, other in zip(*map(jax.tree.leaves, (initial, expected.initial)), strict=True):
+        np.testing.assert_allclose(leaf.reshape(other.shape), other, rtol=1e-6, atol=1e-9)
+    rounds = here.learner.in_rounds
+    trace = [(loss, rounds(gradients)) for loss, gradients in expected.trace]
+    assert_equal_traces(here.trace(initial, 3), trace[:3])
+    again = run(case, MeshConfig(), devices=1)
+    again.trace(expected.initial, 3)
+    assert here.evaluate().loss == pytest.approx(again.evaluate().loss, rel=RELATIVE)
+
+
 def test_bfloat16_computes_over_float32_parameters(table: Any, run: Any, alone: Any) -> None:
     case = table["llama"]
     case = replace(case, model=replace(case.model, dtype="bfloat16", attention="xla"))
@@ -166,9 +187,29 @@ def test_a_tensor_axis_that_nothing_uses_is_refused(table: Any, run: Any) -> Non
 
 
 def test_axes_that_no_algorithm_here_uses_are_refused(table: Any, run: Any) -> None:
-    for axis in ("replica", "stage", "expert", "context"):
+    for axis in ("replica", "expert", "context"):
         with pytest.raises(UserError, match=f"split over `{axis}` = 2: set --mesh.{axis} 1"):
             run(table["gpt2"], MeshConfig(**{axis: 2}))
+    with pytest.raises(UserError, match="split over `stage` = 2: set --mesh.stage 1"):
+        run(table["mlp"], MeshConfig(stage=2))
+
+
+def test_layers_and_tokens_that_do_not_divide_over_stages_are_named(deep: Any, run: Any) -> None:
+    case = deep("gpt2")
+    six = replace(case, model=replace(case.model, layers=6))
+    mesh = MeshConfig(stage=4, data=2)
+    with pytest.raises(UserError, match="layers 6 does not divide over stage = 4: use layers 4 or"):
+        run(six, mesh, microbatches=4)
+    rounds = PipelineConfig("interleaved", 2)
+    with pytest.raises(
+        UserError, match="layers 6 do not divide over stage 4 × 2 rounds = 8: use .*layers 8"
+    ):
+        run(six, mesh, microbatches=4, pipeline=rounds)
+    with pytest.raises(UserError, match="2 microbatches are fewer than the 4 stages"):
+        run(case, mesh, microbatches=2)
+    short = replace(case, specification=Specification((18,), 65))
+    with pytest.raises(UserError, match="18 tokens do not divide over stage 4 = 4: .* 16 or 20"):
+        run(short, mesh, microbatches=4)
 
 
 # Parameters that are never whole --------------------------------------------------------------

@@ -14,7 +14,6 @@ from research.training.configuration import RunConfig
 from research.training.loop import FINITE, Journal, train
 from research.training.progress import ProgressReport
 
-
 Metrics = dict[str, float]
 
 
