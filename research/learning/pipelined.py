@@ -14,13 +14,11 @@ from jax.sharding import Mesh
 from research.errors import UserError
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.objective import Totals, cross_entropy
+from research.models.model import LAYERS
 from research.parallel import one_forward_one_backward
 from research.parallel.pipeline import Gradients, Own, Place, Staged, forward, on_stages
 from research.parallel.pipeline import Sums as Part
 from research.parallel.schedules import PipelineConfig
-
-LAYERS = "blocks"
-"""Name of a model's stacked layers among its parameters."""
 
 
 class Pipelined:

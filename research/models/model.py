@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
+LAYERS = "blocks"
+"""Name, among the parameters of a model, of those that are stacked over its layers."""
+
 
 class Extras(NamedTuple):
     """What a pass yields beside its logits, as sums over the examples of the batch.

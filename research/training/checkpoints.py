@@ -7,6 +7,7 @@ before it whole, and a half-written one is never taken for a checkpoint.
 
 import errno
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research.errors import RunError, UserError
+from research.models.model import LAYERS
 from research.parallel.processes import is_first
 
 Tree = Any
+Shape = tuple[int, ...]
 
 SMALLEST_SLICE = 2**22
 """Bytes that a replica writes at least of an array that several hold."""
@@ -92,8 +96,10 @@ class Checkpoints:
             )
         for step in steps:
             try:
-                self._check_same_tree(step, abstract)
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                saved = self._check_same_tree(step, abstract)
+                as_saved = _with_shapes(abstract, saved)
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(as_saved))
+                state = _regrouped(state, abstract)
             except UserError:
                 raise
             except Exception as error:  # Orbax and tensorstore raise many kinds for damaged files
@@ -110,25 +116,29 @@ class Checkpoints:
             "restore the folder from a copy, or start anew with `research train`"
         )
 
-    def _check_same_tree(self, step: int, abstract: Tree) -> None:
-        """Raises UserError where the checkpoint's arrays differ from `abstract` in name or
-        shape."""
+    def _check_same_tree(self, step: int, abstract: Tree) -> dict[str, Shape]:
+        """The shapes of the checkpoint's arrays by name.
+
+        Raises UserError where they differ from `abstract` in name or shape; layers may be in other
+        rounds of a pipeline."""
         metadata = self._manager.item_metadata(step)
         saved = {
-            _path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)
+            _path(p): tuple(leaf.shape)
+            for p, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)
         }
         wanted = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         if not saved:
             raise ValueError("its metadata lists no arrays")
         for name in sorted(saved.keys() | wanted.keys()):
             here, there = wanted.get(name), saved.get(name)
-            if here == there:
+            if here == there or (here and there and _same_layers(name, here, there)):
                 continue
             raise UserError(
                 f"checkpoint {step} in {self.folder} is of another model: {name} "
                 f"{_shape('has shape', there)} there and {_shape('has shape', here)} in this "
                 "config: resume with the config that the run was begun with"
             )
+        return saved
 
     def _check_space(self, step: int, state: Tree) -> None:
         """Raises RunError where the disk has less room than `state` takes.
@@ -175,6 +185,47 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     words = str(error).lower()
     return "no space left on device" in words or "disk quota exceeded" in words
+
+
+def _same_layers(name: str, here: Shape, there: Shape) -> bool:
+    """Whether both shapes are of layers in the same order, [layers, ...] or [rounds, layers a
+    round, ...]."""
+    if LAYERS not in name.split("."):
+        return False
+    one, other = list(here), list(there)
+    while one and other and one[-1] == other[-1]:
+        one.pop(), other.pop()
+    return len(one) <= 2 and len(other) <= 2 and math.prod(one) == math.prod(other)
+
+
+def _with_shapes(abstract: Tree, shapes: dict[str, Shape]) -> Tree:
+    """`abstract` as the arrays were saved; layers in other rounds lie over the same mesh axis."""
+
+    def reshaped(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = shapes[_path(path)]
+        if shape == leaf.shape:
+            return leaf
+        more = len(shape) - len(leaf.shape)  # -1, 0 or 1
+        axes = [None] * more + list(leaf.sharding.spec)[max(-more, 0) :]
+        sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*axes))
+        try:
+            sharding.shard_shape(shape)
+        except ValueError:  # does not divide: whole, for a moment
+            sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(reshaped, abstract)
+
+
+def _regrouped(state: Tree, abstract: Tree) -> Tree:
+    """Arrays as they were saved, as `abstract` wants them."""
+
+    def regroup(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.shape == like.shape:
+            return leaf
+        return jax.jit(lambda x: x.reshape(like.shape), out_shardings=like.sharding)(leaf)
+
+    return jax.tree.map(regroup, state, abstract)
 
 
 def _path(path: tuple[Any, ...]) -> str:

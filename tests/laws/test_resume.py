@@ -169,6 +169,47 @@ def test_another_mesh_goes_on_within_the_layout_tolerance(
     assert (environment["devices"], environment["earlier"][0]["devices"]) == (8, 2)
 
 
+PIPELINE = [
+    *("--cpu-devices", 4, "--mesh.stage", 2, "--mesh.data", 2, "--optimizer.microbatches", 4),
+    *("--data.batch", 16, "--model.layers", 4, "--model.dropout", 0.1),
+    *("--run.steps", 8, "--run.checkpoint-every", 2, "--run.keep-checkpoints", 3),
+]
+
+
+def test_a_pipeline_is_resumed_bit_for_bit_and_by_other_schedules_and_meshes(
+    config: Path, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+) -> None:
+    """In two rounds, where layers are stored as [rounds, layers a round, ...]."""
+    rounds = ["--pipeline.schedule", "interleaved"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    research("train", config, *PIPELINE, *rounds, "--run.directory", whole)
+    process = research.start("train", config, *PIPELINE, *rounds, "--run.directory", folder)
+    until(lambda: metrics(folder)[3:], process)
+    process.kill()
+    process.wait()
+    research("resume", folder, "--cpu-devices", 4)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+
+    one_by_one = ["--pipeline.schedule", "1f1b"]
+    more = ["--run.steps", 10]
+    research("resume", whole, "--cpu-devices", 4, *more)
+    for name, words in {
+        "schedule": ["--cpu-devices", 4, *one_by_one],
+        "mesh": ["--cpu-devices", 2, "--mesh.stage", 1],
+    }.items():
+        other = tmp_path / name
+        shutil.copytree(folder, other)
+        research("resume", other, *words, *more)
+        assert losses(other) == pytest.approx(losses(whole), rel=RELATIVE)
+    # And back into rounds.
+    research(
+        "resume", tmp_path / "mesh", *("--cpu-devices", 4, "--mesh.stage", 2), "--run.steps", 12
+    )
+    research("resume", whole, "--cpu-devices", 4, "--run.steps", 12)
+    assert losses(tmp_path / "mesh") == pytest.approx(losses(whole), rel=RELATIVE)
+
+
 @pytest.mark.distributed
 def test_another_number_of_processes_goes_on_within_the_layout_tolerance(
     undisturbed: Path, tmp_path: Path, research: Any, losses: Losses

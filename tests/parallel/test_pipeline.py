@@ -1,4 +1,4 @@
-"""The pipeline as it runs: it does in every tick what the table says, and keeps no more than that."""
+"""The pipeline as it runs: gradients by the chain rule, and no more kept than the table says."""
 
 from typing import Any
 
