@@ -89,9 +89,9 @@ class Pipelined:
             return x, Part(sum(extras.penalties.values(), jnp.zeros(())), extras)
 
         def leave(shared: Tree, x: jax.Array, batch: Batch, own: Own) -> Part:
-            totals = cross_entropy(
-                model(shared).read(x), own(batch["targets"]), batch.get("weights")
-            )
+            reader = model(shared)
+            targets = own(reader.arrange(batch["targets"]))
+            totals = cross_entropy(reader.read(x), targets, batch.get("weights"))
             return Part(totals.loss, totals)
 
         return Staged(enter, run, leave)

@@ -21,6 +21,7 @@ from research.errors import UserError
 from research.learning.gradients import Sums, accumulated, at_once
 from research.learning.objective import Totals, cross_entropy
 from research.learning.pipelined import Pipelined, into_rounds, out_of_rounds
+from research.models.model import Extras, Model
 from research.models.specification import Specification
 from research.parallel.layout import constrain, parameter_shardings, unused_axes
 from research.parallel.mesh import describe
@@ -33,7 +34,7 @@ Batch = dict[str, jax.Array]
 class ModelConfig(Protocol):
     """What every model's config can do."""
 
-    def build(self, specification: Specification, key: jax.Array) -> nnx.Module: ...
+    def build(self, specification: Specification, key: jax.Array) -> Model: ...
 
 
 class TrainState(NamedTuple):
@@ -89,7 +90,8 @@ class Synchronous:
         self.graph, parameters, buffers = jax.eval_shape(build, jax.random.key(0))
         whole = NamedSharding(mesh, PartitionSpec())
         placed = parameter_shardings(parameters, mesh)
-        unused = unused_axes(placed, mesh)
+        module = jax.eval_shape(lambda key: model.build(specification, key), jax.random.key(0))
+        unused = unused_axes(placed, mesh, module.splits)
         if unused:
             names = " and ".join(f"`{axis}` = {mesh.shape[axis]}" for axis in unused)
             flags = " ".join(f"--mesh.{axis} 1" for axis in unused)
@@ -97,6 +99,8 @@ class Synchronous:
                 f"mesh {describe(mesh)}: nothing of this model is split over {names}: "
                 f"set {flags} and give those devices to another axis"
             )
+        with jax.set_mesh(mesh):
+            module.check_mesh(specification)
         self._pipeline = (
             Pipelined(self.graph, pipeline, mesh, microbatches, specification.shape[0])
             if stages > 1
@@ -185,13 +189,18 @@ class Synchronous:
 
     def _loss(self, parameters: Tree, buffers: Tree, batch: Batch) -> Any:
         model = nnx.merge(self.graph, parameters, buffers)
-        logits, extras = model.forward(batch["inputs"], train=True, keys=batch["keys"])
-        totals = cross_entropy(logits, batch["targets"])
+        totals, extras = _totals(model, batch, train=True)
         after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return totals.loss + sum(extras.penalties.values()), (Sums(totals, extras), after)
 
     def _evaluate(self, state: TrainState, batch: Batch) -> Totals:
         if self._pipeline is not None:
             return self._pipeline.totals(state.parameters, state.buffers, batch)
-        logits = self.model(state)(batch["inputs"])
-        return cross_entropy(logits, batch["targets"], batch["weights"])
+        return _totals(self.model(state), batch)[0]
+
+
+def _totals(model: Model, batch: Batch, train: bool = False) -> tuple[Totals, Extras]:
+    """Of `batch`: `inputs` and `targets`, `keys` to train, `weights` where not all rows count."""
+    logits, extras = model.forward(batch["inputs"], train=train, keys=batch.get("keys"))
+    targets = model.arrange(batch["targets"])
+    return cross_entropy(logits, targets, batch.get("weights")), extras

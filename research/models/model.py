@@ -1,9 +1,11 @@
 """What a learner asks of every model, and what models share."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from flax import nnx
+
+from research.models.specification import Specification
 
 LAYERS = "blocks"
 """Name, among the parameters of a model, of those that are stacked over its layers."""
@@ -27,6 +29,9 @@ class Model(nnx.Module):
     example's draws do not depend on what it is batched with, nor on the device it lies on.
     """
 
+    splits: ClassVar[tuple[str, ...]] = ("batch",)
+    """Logical axes of the activations that it splits over a mesh."""
+
     def __call__(
         self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> jax.Array:
@@ -38,16 +43,29 @@ class Model(nnx.Module):
         """The logits, and what the model adds to the objective or reports: here nothing."""
         return self(inputs, train=train, keys=keys), Extras({}, {})
 
+    def arrange(self, targets: jax.Array) -> jax.Array:
+        """`targets` [batch, ...] in the order of the logits of `forward`, which may be another than
+        that of the inputs where a mesh splits an example: here the same."""
+        return targets
+
+    def check_mesh(self, specification: Specification) -> None:
+        """Raises UserError where examples of `specification` do not divide over the mesh in force:
+        here they are not divided."""
+
 
 def drop(x: jax.Array, rate: float, keys: jax.Array | None, place: int | jax.Array) -> jax.Array:
-    """Dropout (Srivastava et al. 2014) of `rate` on `x` [batch, ...], each example by its own key.
+    """Dropout (Srivastava et al. 2014) of `rate` on `x` [batch, ...].
 
-    `place` tells the dropouts of a model apart. Without keys, `x` itself.
+    `keys` [batch] draw for every example, or [batch, sequence] for every token of it; `place` tells
+    the dropouts of a model apart. Without keys, `x` itself.
     """
     if keys is None or rate == 0:
         return x
 
     def kept(key: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape[1:])
+        return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape[keys.ndim :])
 
-    return jax.numpy.where(jax.vmap(kept)(keys), x / (1 - rate), 0).astype(x.dtype)
+    draw = kept
+    for _ in range(keys.ndim):
+        draw = jax.vmap(draw)
+    return jax.numpy.where(draw(keys), x / (1 - rate), 0).astype(x.dtype)

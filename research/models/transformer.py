@@ -16,14 +16,15 @@ runs them, so that compile time does not grow with depth.
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from research.errors import UserError
+from research.models.attention import Attention, check_context, running_order
 from research.models.model import Extras, Model, drop
 from research.models.products import dot_general
 from research.models.specification import Specification
@@ -36,85 +37,6 @@ REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-class Attention(nnx.Module):
-    """Causal self-attention with grouped queries."""
-
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        heads, head_dim = config.heads, config.size_of_head
-        key_value_heads = config.key_value_heads or heads
-
-        def projection(heads: int, name: str) -> nnx.LinearGeneral:
-            return nnx.LinearGeneral(
-                config.width,
-                (heads, head_dim),
-                use_bias=config.bias,
-                dtype=jnp.dtype(config.dtype),
-                dot_general=dot_general,
-                kernel_init=nnx.initializers.normal(config.initial_deviation),
-                kernel_metadata={"axes": ("embed", name, "head_dim")},
-                bias_metadata={"axes": (name, "head_dim")},
-                rngs=rngs,
-            )
-
-        self.query = projection(heads, "heads")
-        self.key = projection(key_value_heads, "key_value_heads")
-        self.value = projection(key_value_heads, "key_value_heads")
-        self.output = nnx.LinearGeneral(
-            (heads, head_dim),
-            config.width,
-            axis=(-2, -1),
-            use_bias=config.bias,
-            dtype=jnp.dtype(config.dtype),
-            dot_general=dot_general,
-            kernel_init=nnx.initializers.normal(_residual_scale(config)),
-            kernel_metadata={"axes": ("heads", "head_dim", "embed")},
-            bias_metadata={"axes": (None,)},
-            rngs=rngs,
-        )
-        self.rope_theta = config.rope_theta if config.positions == "rotary" else None
-        self.implementation = config.attention
-        self.compute_again = config.remat == "attention"
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # [batch, sequence, width] -> [batch, sequence, heads, head_dim]
-        query = constrain(self.query(x), "batch", "sequence", "heads", None)
-        key = constrain(self.key(x), "batch", "sequence", "key_value_heads", None)
-        value = constrain(self.value(x), "batch", "sequence", "key_value_heads", None)
-        if self.rope_theta is not None:
-            query, key = rotate(query, self.rope_theta), rotate(key, self.rope_theta)
-        attend: Callable[..., jax.Array] = partial(
-            jax.nn.dot_product_attention,
-            is_causal=True,
-            implementation=self._implementation(query.dtype),
-        )
-        if self.compute_again:
-            attend = jax.checkpoint(attend)
-        mixed = attend(query, key, value)
-        mixed = constrain(mixed, "batch", "sequence", "heads", None)
-        return self.output(mixed)
-
-    def _implementation(self, dtype: jnp.dtype) -> Literal["xla", "cudnn"]:
-        if self.implementation != "auto":
-            return self.implementation
-        fused = jax.default_backend() == "gpu" and dtype == jnp.bfloat16
-        return "cudnn" if fused else "xla"
-
-
-def rotate(x: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions on `x` [batch, sequence, heads, head_dim]: feature pair (i, i + head_dim/2)
-    of the token at place p is turned by the angle p · theta^(-2i/head_dim) (Su et al. 2021, eq.
-    34; the pairs are the halves, as in Llama)."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency  # [sequence, head_dim/2]
-    cosine, sine = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate(
-        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-    )
-    return turned.astype(x.dtype)
 
 
 class MLP(nnx.Module):
@@ -144,7 +66,7 @@ class MLP(nnx.Module):
             use_bias=config.bias,
             dtype=jnp.dtype(config.dtype),
             dot_general=dot_general,
-            kernel_init=nnx.initializers.normal(_residual_scale(config)),
+            kernel_init=nnx.initializers.normal(config.residual_deviation),
             kernel_metadata={"axes": ("mlp", "embed")},
             bias_metadata={"axes": (None,)},
             rngs=rngs,
@@ -184,8 +106,11 @@ class Block(nnx.Module):
 class Transformer(Model):
     """Logits of the next token from the tokens before it, in three parts: `embed`, `run`, `read`.
 
-    `run` is all that a pipeline cuts into stages; the other two are light.
+    `run` is all that a pipeline cuts into stages; the other two are light. On a mesh that splits
+    the sequence all three run in the order of `arrange`.
     """
+
+    splits = ("batch", "sequence")
 
     def __init__(self, config: TransformerConfig, specification: Specification, rngs: nnx.Rngs):
         config.check(specification)
@@ -214,19 +139,30 @@ class Transformer(Model):
 
         Raises UserError for a sequence longer than the table of learned positions.
         """
-        return self.forward(inputs, train=train, keys=keys)[0]
+        logits = self.forward(inputs, train=train, keys=keys)[0]
+        order = running_order(self.config, inputs.shape[1])
+        return logits if _ascending(order) else logits[:, np.argsort(order)]
 
     def forward(
         self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
     ) -> tuple[jax.Array, Extras]:
-        """As `__call__`, with what the layers add."""
+        """As `__call__`, but the logits in the order of `arrange`; and what the layers add."""
         keys = keys if train else None
         x, extras = self.run(self.embed(inputs, keys), keys)
         return self.read(x), extras
 
+    def arrange(self, targets: jax.Array) -> jax.Array:
+        """Zig-zag where attention is a ring; what comes in whole moves nowhere by it."""
+        order = running_order(self.config, targets.shape[1])
+        return targets if _ascending(order) else targets[:, order]
+
+    def check_mesh(self, specification: Specification) -> None:
+        """Raises UserError where the sequence does not divide over `context`."""
+        check_context(self.config, specification.shape[0])
+
     def embed(self, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """The residual stream [batch, sequence, width] of `tokens` [batch, sequence]."""
-        x = jnp.take(self._table(), tokens, axis=0)
+        x = jnp.take(self._table(), self.arrange(tokens), axis=0)
         if self.config.positions == "learned":
             longest = self.position.shape[0]
             if tokens.shape[1] > longest:
@@ -234,15 +170,17 @@ class Transformer(Model):
                     f"{tokens.shape[1]} tokens are more than the {longest} learned positions: "
                     f"use at most {longest}, or rotary positions"
                 )
-            x = x + constrain(self.position[: tokens.shape[1]], None, None).astype(x.dtype)
+            table = constrain(self.position[: tokens.shape[1]], None, None)
+            x = x + self.arrange(table[None]).astype(x.dtype)
         x = constrain(x, "batch", "sequence", None)
-        return drop(x, self.config.dropout, keys, 0)
+        return drop(x, self.config.dropout, self._token_keys(keys, x), 0)
 
     def run(
         self, x: jax.Array, keys: jax.Array | None = None, first: int | jax.Array = 0
     ) -> tuple[jax.Array, Extras]:
         """`x` [batch, sequence, width] through the blocks that this module holds, of which the
         first is layer number `first` of the whole; and what they add, summed over them."""
+        keys = self._token_keys(keys, x)
 
         def layer(x: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, Any]:
             block, index = block_and_index
@@ -266,10 +204,23 @@ class Transformer(Model):
         logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
         return constrain(logits, "batch", "sequence", "vocab")
 
+    def _token_keys(self, keys: jax.Array | None, x: jax.Array) -> jax.Array | None:
+        """Keys [batch, sequence] for `x` [batch, sequence, ...] of its examples' `keys` [batch]: a
+        token draws the same dropout wherever it runs."""
+        if keys is None or self.config.dropout == 0:
+            return None
+        order = running_order(self.config, x.shape[1])
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        return constrain(fold(keys, order), "batch", "sequence")
+
     def _table(self) -> jax.Array:
         # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
         # would make XLA replicate the activations.
         return constrain(self.embedding[...], "vocab", None).astype(jnp.dtype(self.config.dtype))
+
+
+def _ascending(order: np.ndarray) -> bool:
+    return bool(np.all(order[1:] > order[:-1]))
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -290,8 +241,3 @@ def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSN
     if config.normalization == "rms":
         return nnx.RMSNorm(config.width, **settings)
     return nnx.LayerNorm(config.width, use_bias=config.bias, bias_metadata=named, **settings)
-
-
-def _residual_scale(config: TransformerConfig) -> float:
-    """GPT-2's: what every layer adds twice to the residual stream starts smaller with depth."""
-    return config.initial_deviation / math.sqrt(2 * config.layers)

@@ -82,7 +82,14 @@ class TransformerConfig:
     """Layers per iteration of the scan over layers: more compiles longer and may run faster."""
 
     attention: Literal["auto", "xla", "cudnn"] = "auto"
-    """Implementation of jax.nn.dot_product_attention (auto: cudnn on a GPU in bfloat16)."""
+    """Implementation of jax.nn.dot_product_attention (auto: cudnn on a GPU in bfloat16; xla where
+    the sequence is split)."""
+
+    context_parallelism: Literal["ring", "gather"] = "ring"
+    """How a sequence split over --mesh.context is attended to: ring (keys and values go round; the
+    least memory, and equal work with nothing masked away; 2 × context must divide the sequence) or
+    gather (every device holds all keys and values, and masks half its scores away: fewer and larger
+    messages)."""
 
     def build(self, specification: Specification, key: jax.Array) -> "Transformer":
         """The initialized module. Raises UserError where the sizes do not fit each other."""
@@ -124,6 +131,11 @@ class TransformerConfig:
     @property
     def size_of_head(self) -> int:
         return self.head_dim or self.width // self.heads
+
+    @property
+    def residual_deviation(self) -> float:
+        """GPT-2's: what every layer adds twice to the residual stream starts smaller with depth."""
+        return self.initial_deviation / math.sqrt(2 * self.layers)
 
     @property
     def hidden_units(self) -> int:

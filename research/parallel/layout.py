@@ -104,10 +104,15 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec)
 
 
+def parts_of(name: str) -> int:
+    """Over how many devices of the mesh in force the logical axis `name` is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[a] for a in _split_over(LAYOUT[name], mesh))
+
+
 def is_split(name: str) -> bool:
     """Whether the logical axis `name` lies on more than one device of the mesh in force."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and bool(_split_over(LAYOUT[name], mesh))
+    return parts_of(name) > 1
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
@@ -128,10 +133,13 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(flat)
 
 
-def unused_axes(tree: Any, mesh: Mesh) -> list[str]:
+def unused_axes(tree: Any, mesh: Mesh, splits: Sequence[str] = ()) -> list[str]:
     """Mesh axes of more than one device that this model has no use for: over `data` and `fsdp` the
-    batch is split, over any other axis one of `tree`'s shardings has to be."""
+    batch is split, over `context` the sequence if it is among the logical axes `splits` of its
+    activations, over any other axis one of `tree`'s shardings has to be."""
     used = {"data", "fsdp"}
+    if "sequence" in splits:
+        used.update(LAYOUT["sequence"].mesh_axes)
     for sharding in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, NamedSharding)):
         for entry in sharding.spec or ():
             if entry is not None:

@@ -83,12 +83,24 @@ def test_a_seed_initializes_the_same_on_every_mesh(
     name: str, mesh: MeshConfig, table: Any, run: Any, alone: Any
 ) -> None:
     case = table[name]
-    if mesh.tensor > 1 and name == "mlp":
+    if mesh.tensor * mesh.context > 1 and name == "mlp":
         case = table["llama"]
     initial = run(case, mesh).init()
     for leaf, other in zip(*map(jax.tree.leaves, (initial, alone(case).initial)), strict=True):
         # The draws are the same bits; the functions that shape them may be fused differently.
         np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_gathered_keys_and_values_change_nothing_either(
+    name: str, table: Any, run: Any, alone: Any
+) -> None:
+    """On the meshes of the table a split sequence is attended to by a ring; here not."""
+    expected = alone(table[name])
+    case = replace(table[name], model=replace(table[name].model, context_parallelism="gather"))
+    here = run(case, MeshConfig(data=1, fsdp=2, context=4))
+    assert_equal_traces(here.trace(expected.initial, 2), expected.trace[:2])
+    assert here.evaluate().targets == 13 * 16
 
 
 def test_one_head_of_keys_for_four_devices_stays_whole(table: Any, run: Any, alone: Any) -> None:
@@ -181,15 +193,58 @@ def test_a_batch_that_does_not_divide_names_those_that_do(table: Any, run: Any, 
     run(replace(table["linear"], batch=12), smaller, devices=4).trace(initial, 1)
 
 
+@pytest.mark.parametrize(
+    ("form", "length", "context", "product", "lengths", "smaller"),
+    [
+        ("ring", 100, 4, "context 4 × 2 chunks = 8", "96 or 104", 2),
+        ("ring", 16, 8, "", "", None),
+        ("ring", 8, 8, "context 8 × 2 chunks = 16", "16", 4),
+        ("ring", 33, 2, "context 2 × 2 chunks = 4", "32 or 36", 1),
+        ("gather", 100, 8, "context 8", "96 or 104", 4),
+        ("gather", 8, 8, "", "", None),
+    ],
+)
+def test_a_sequence_that_does_not_divide_names_those_that_do(
+    form: str,
+    length: int,
+    context: int,
+    product: str,
+    lengths: str,
+    smaller: int | None,
+    table: Any,
+    run: Any,
+) -> None:
+    case = replace(
+        table["llama"],
+        model=replace(table["llama"].model, context_parallelism=form),
+        specification=Specification((length,), 65),
+    )
+    mesh = MeshConfig(data=8 // context, context=context)
+    if smaller is None:
+        run(case, mesh)
+        return
+    with pytest.raises(UserError) as error:
+        run(case, mesh)
+    assert str(error.value) == (
+        f"{product} does not divide the sequence of {length} tokens: use --data.context {lengths}, "
+        f"or --mesh.context {smaller}"
+    )
+    run(case, MeshConfig(data=8 // smaller, context=smaller))  # the way out is one
+    for fitting in lengths.split(" or "):
+        run(replace(case, specification=Specification((int(fitting),), 65)), mesh)
+
+
 def test_a_tensor_axis_that_nothing_uses_is_refused(table: Any, run: Any) -> None:
     with pytest.raises(UserError, match=r"split over `tensor` = 4: set --mesh.tensor 1"):
         run(table["linear"], MeshConfig(data=2, tensor=4))
 
 
 def test_axes_that_no_algorithm_here_uses_are_refused(table: Any, run: Any) -> None:
-    for axis in ("replica", "expert", "context"):
+    for axis in ("replica", "expert"):
         with pytest.raises(UserError, match=f"split over `{axis}` = 2: set --mesh.{axis} 1"):
             run(table["gpt2"], MeshConfig(**{axis: 2}))
+    with pytest.raises(UserError, match="split over `context` = 2: set --mesh.context 1"):
+        run(table["mlp"], MeshConfig(context=2))
     with pytest.raises(UserError, match="split over `stage` = 2: set --mesh.stage 1"):
         run(table["mlp"], MeshConfig(stage=2))
 

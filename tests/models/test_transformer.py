@@ -10,7 +10,7 @@ from flax import nnx
 
 from research.errors import UserError
 from research.models import Specification, TransformerConfig
-from research.models.transformer import rotate
+from research.models.attention import rotate
 
 SMALL = TransformerConfig(layers=2, width=32, heads=4)
 LLAMA = replace(
@@ -86,7 +86,7 @@ def test_how_layers_are_run_changes_no_gradient(config, change):
 def test_rotary_scores_depend_on_distance_only():
     """Su et al. 2021, eq. 16: <rotate(q, m), rotate(k, n)> is a function of m - n."""
     query, key = jax.random.normal(jax.random.key(0), (2, 8))
-    turned = lambda x: rotate(jnp.broadcast_to(x, (1, 12, 1, 8)), 10_000.0)[0, :, 0]  # noqa: E731
+    turned = lambda x: rotate(jnp.broadcast_to(x, (1, 12, 1, 8)), jnp.arange(12), 10_000.0)[0, :, 0]  # noqa: E731
     scores = turned(query) @ turned(key).T  # [12, 12]
     for distance in range(-11, 12):
         diagonal = np.diagonal(scores, distance)
