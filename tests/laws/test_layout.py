@@ -129,6 +129,13 @@ def test_microbatches_add_up_to_the_whole_batch(
     assert_equal_traces(parts.trace(initial, 2), whole.trace(initial, 2))
 
 
+def test_microbatches_add_up_where_the_sequence_is_split(table: Any, run: Any, alone: Any) -> None:
+    """The loop over them is written for one `data` part: the ring goes round inside it."""
+    expected = alone(table["gpt2"])
+    parts = run(table["gpt2"], MeshConfig(data=2, context=2), devices=4, microbatches=4)
+    assert_equal_traces(parts.trace(expected.initial, 2), expected.trace[:2])
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_pipeline_learns_what_one_device_learns(
     name: str, pipeline: Any, table: Any, run: Any, deep: Any, alone: Any
