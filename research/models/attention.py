@@ -29,12 +29,45 @@ def goes_round(config: TransformerConfig, length: int) -> bool:
     return config.context_parallelism == "ring" and parts > 1 and length % (2 * parts) == 0
 
 
-def running_order(config: TransformerConfig, length: int) -> np.ndarray:
-    """The positions of `length` tokens in the order in which layers see them, int32 [length]: zig-
-    zag where attention is a ring, else one after the other."""
+def running_order(config: TransformerConfig, length: int) -> jax.Array:
+    """The positions of `length` tokens in the order in which layers see them, int32 [length]."""
     if goes_round(config, length):
-        return zigzag(length, parts_of("sequence"))
-    return np.arange(length, dtype=np.int32)
+        return jnp.asarray(zigzag(length, parts_of("sequence")))
+    return jnp.arange(length)
+
+
+def arrange(config: TransformerConfig, x: jax.Array) -> jax.Array:
+    """`x` [batch, sequence, ...] from the order of positions to that of `running_order`."""
+    if not goes_round(config, x.shape[1]):
+        return x
+    return x[:, zigzag(x.shape[1], parts_of("sequence"))]
+
+
+def arrange_back(config: TransformerConfig, x: jax.Array) -> jax.Array:
+    """`x` [batch, sequence, ...] from the order of `running_order` to that of positions."""
+    if not goes_round(config, x.shape[1]):
+        return x
+    return x[:, np.argsort(zigzag(x.shape[1], parts_of("sequence")))]
+
+
+def check_context(config: TransformerConfig, length: int) -> None:
+    """Raises UserError where attention to `length` tokens does not split over the mesh in force."""
+    parts, halves = parts_of("sequence"), 2 if config.context_parallelism == "ring" else 1
+    chunks = halves * parts
+    if parts > 1 and config.attention == "cudnn":
+        raise UserError(
+            f"cudnn attends to whole sequences, not to one split over context {parts}: use "
+            "--model.attention auto, or --mesh.context 1"
+        )
+    if parts == 1 or length % chunks == 0:
+        return
+    below, above = length - length % chunks, length + chunks - length % chunks
+    smaller = math.gcd(parts, length // halves if length % halves == 0 else 1)
+    product = f"{parts} × 2 chunks = {chunks}" if halves == 2 else f"{parts}"
+    raise UserError(
+        f"context {product} does not divide the sequence of {length} tokens: use --data.context "
+        f"{f'{below} or ' if below else ''}{above}, or --mesh.context {smaller}"
+    )
 
 
 class Attention(nnx.Module):
@@ -97,9 +130,8 @@ class Attention(nnx.Module):
                     for x in (key, value)
                 )
             return ring_attention(query, key, value, parts)
-        if parts > 1:  # queries keep their part of the sequence, keys and values become whole
-            key = constrain(key, "batch", None, "key_value_heads", None)
-            value = constrain(value, "batch", None, "key_value_heads", None)
+        if parts > 1:  # queries keep their part of the sequence
+            key, value = gather_sequence(key), gather_sequence(value)
         attend: Callable[..., jax.Array] = partial(
             jax.nn.dot_product_attention,
             is_causal=True,
@@ -116,32 +148,30 @@ class Attention(nnx.Module):
         return "cudnn" if fused else "xla"
 
 
-def rotate(x: jax.Array, positions: jax.Array | np.ndarray, theta: float) -> jax.Array:
+@jax.custom_vjp
+def gather_sequence(x: jax.Array) -> jax.Array:
+    """`x` [batch, sequence, key_value_heads, head_dim] with its sequence whole on every device. Its
+    gradient, of which every device has a share, is reduced and scattered."""
+    return constrain(x, "batch", None, "key_value_heads", None)
+
+
+def _scatter_sequence(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(gradient, "batch", "sequence", "key_value_heads", None),)
+
+
+gather_sequence.defvjp(lambda x: (gather_sequence(x), None), _scatter_sequence)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary positions on `x` [batch, sequence, heads, head_dim]: feature pair (i, i + head_dim/2)
     of the token at place p, of `positions` [sequence], is turned by the angle p ·
     theta^(-2i/head_dim) (Su et al. 2021, eq. 34; the pairs are the halves, as in Llama)."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    places = jnp.asarray(positions, jnp.float32)
-    angle = places[:, None] * frequency  # [sequence, head_dim/2]
+    angle = positions.astype(jnp.float32)[:, None] * frequency  # [sequence, head_dim/2]
     cosine, sine = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1
     )
     return turned.astype(x.dtype)
-
-
-def check_context(config: TransformerConfig, length: int) -> None:
-    """Raises UserError where `length` tokens do not divide over the mesh in force."""
-    parts, halves = parts_of("sequence"), 2 if config.context_parallelism == "ring" else 1
-    chunks = halves * parts
-    if parts == 1 or length % chunks == 0:
-        return
-    below, above = length - length % chunks, length + chunks - length % chunks
-    smaller = math.gcd(parts, length // halves if length % halves == 0 else 1)
-    product = f"{parts} × 2 chunks = {chunks}" if halves == 2 else f"{parts}"
-    raise UserError(
-        f"context {product} does not divide the sequence of {length} tokens: use --data.context "
-        f"{f'{below} or ' if below else ''}{above}, or --mesh.context {smaller}"
-    )

@@ -20,11 +20,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from research.errors import UserError
-from research.models.attention import Attention, check_context, running_order
+from research.models.attention import (
+    Attention,
+    arrange,
+    arrange_back,
+    check_context,
+    running_order,
+)
 from research.models.model import Extras, Model, drop
 from research.models.products import dot_general
 from research.models.specification import Specification
@@ -140,8 +145,7 @@ class Transformer(Model):
         Raises UserError for a sequence longer than the table of learned positions.
         """
         logits = self.forward(inputs, train=train, keys=keys)[0]
-        order = running_order(self.config, inputs.shape[1])
-        return logits if _ascending(order) else logits[:, np.argsort(order)]
+        return arrange_back(self.config, logits)
 
     def forward(
         self, inputs: jax.Array, *, train: bool = False, keys: jax.Array | None = None
@@ -153,8 +157,7 @@ class Transformer(Model):
 
     def arrange(self, targets: jax.Array) -> jax.Array:
         """Zig-zag where attention is a ring; what comes in whole moves nowhere by it."""
-        order = running_order(self.config, targets.shape[1])
-        return targets if _ascending(order) else targets[:, order]
+        return arrange(self.config, targets)
 
     def check_mesh(self, specification: Specification) -> None:
         """Raises UserError where the sequence does not divide over `context`."""
@@ -217,10 +220,6 @@ class Transformer(Model):
         # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
         # would make XLA replicate the activations.
         return constrain(self.embedding[...], "vocab", None).astype(jnp.dtype(self.config.dtype))
-
-
-def _ascending(order: np.ndarray) -> bool:
-    return bool(np.all(order[1:] > order[:-1]))
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:

@@ -23,8 +23,8 @@ arXiv:2205.14135, Algorithm 4); the gradients of keys and values travel with the
 
 On the wire, sent by each device, with k the bytes of its keys (and as many of values) and k₃₂ those
 of them in float32: forward (C - 1) · 2k, backward (C - 1) · 2k + C · 2k₃₂. Collective-permutes over
-`context`, nothing else. In memory: its part of q, k, v and o, and the scores of `BLOCK` rows to one
-chunk of keys, so that all of it falls with C.
+`context`, nothing else; XLA's CPU backend sends bfloat16 as float32. In memory: a device's part of
+q, k, v and o, and the scores of `BLOCK` rows to one chunk of keys, so that all of it falls with C.
 
 It is array code on a leading dimension of C that is split over `context`: a step of the ring is a
 roll of it.

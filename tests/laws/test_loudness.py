@@ -85,6 +85,11 @@ def checkpoints(folder: Path) -> list[int]:
         (["--mesh.data", "-1", "--mesh.fsdp", "-1"], "data and fsdp are both -1"),
         (["--mesh.data", "0"], "--mesh.data 0: a mesh axis has at least 1 device"),
         (["--mesh.tensor", "8"], "heads 4 does not divide over tensor = 8: use heads 8, or a mesh"),
+        (
+            ["--mesh.context", "8", "--data.context", "20"],
+            "context 8 × 2 chunks = 16 does not divide",
+        ),
+        (["--mesh.context", "8", "--model.attention", "cudnn"], "cudnn attends to whole sequences"),
         (["--data.batch", "12"], "batch 12 does not divide over data = 8: use batch 8 or 16"),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
