@@ -193,8 +193,8 @@ def test_only_keys_values_and_their_gradients_go_round(parts: int) -> None:
 # In memory ------------------------------------------------------------------------------------
 
 
-def temporaries(form: Any, length: int, parts: int) -> int:
-    """Bytes a device of a layer's attention and its gradients, besides arguments and results."""
+def layer(form: Any, length: int, parts: int) -> Any:
+    """A layer's attention and its gradients, compiled."""
     config = TransformerConfig(
         width=64, heads=4, key_value_heads=2, positions="rotary", context_parallelism=form
     )
@@ -209,8 +209,24 @@ def temporaries(form: Any, length: int, parts: int) -> int:
 
         x = jax.ShapeDtypeStruct((1, length, config.width), jnp.float32, sharding=split)
         gradient = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(None, split))
-        compiled = gradient.lower(parameters, x).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+        return gradient.lower(parameters, x).compile()
+
+
+def temporaries(form: Any, length: int, parts: int) -> int:
+    """Bytes a device of it, besides arguments and results."""
+    analysis = layer(form, length, parts).memory_analysis()
+    return int(analysis.temp_size_in_bytes)
+
+
+def test_gathering_moves_keys_and_values_once_and_adds_up_their_gradients() -> None:
+    """On a CPU a reduce-scatter is an all-reduce, of which every device keeps its part."""
+    program = layer("gather", 96, 4).as_text()
+    assert collectives(program) == {"all-gather", "all-reduce"}
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", program)
+    assert gathered == ["1,96,2,16"] * 2  # keys and values
+    reduced = " ".join(re.findall(r"= (.*?) all-reduce\(", program))
+    shapes = re.findall(r"f32\[([\d,]+)\]", reduced)
+    assert len([shape for shape in shapes if "96" in shape.split(",")]) == 2, shapes
 
 
 def test_memory_falls_with_the_number_of_devices() -> None:
