@@ -35,6 +35,7 @@ from research.models.products import dot_general
 from research.models.specification import Specification
 from research.models.transformer_config import TransformerConfig
 from research.parallel.layout import constrain
+from research.parallel.lookup import take_rows
 
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     # what the forward pass keeps for the backward pass; the rest is computed again
@@ -165,7 +166,7 @@ class Transformer(Model):
 
     def embed(self, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """The residual stream [batch, sequence, width] of `tokens` [batch, sequence]."""
-        x = jnp.take(self._table(), self.arrange(tokens), axis=0)
+        x = take_rows(self._table(), self.arrange(tokens))
         if self.config.positions == "learned":
             longest = self.position.shape[0]
             if tokens.shape[1] > longest:

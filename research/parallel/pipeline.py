@@ -212,15 +212,17 @@ def on_stages(
     `layers` are [rounds, layers a round, ...] each, `batch` [batch, ...].
     """
     count = schedule.microbatches
+    mesh = jax.sharding.get_abstract_mesh()
+    parts_of_batch = tuple(axis for axis in ("data",) if mesh.shape[axis] > 1)
 
     def local(stage: jax.Array, layers: Tree, shared: Tree, batch: Batch) -> tuple[Gradients, Tree]:
         parts = jax.tree.map(lambda rows: into_microbatches(rows, count), batch)
         gradients, sums = function(Place(schedule, stage[0], layers, shared, parts))
         gradients = Gradients(
-            jax.lax.psum(gradients.layers, "data"),
-            jax.lax.psum(gradients.shared, ("stage", "data")),
+            jax.lax.psum(gradients.layers, parts_of_batch),
+            jax.lax.psum(gradients.shared, ("stage", *parts_of_batch)),
         )
-        return gradients, jax.lax.psum(sums, ("stage", "data"))
+        return gradients, jax.lax.psum(sums, ("stage", *parts_of_batch))
 
     # As an array, not `axis_index`: that has no meaning to the partitioner of the other axes.
     numbers = jnp.arange(schedule.stages, dtype=jnp.int32)

@@ -227,12 +227,13 @@ def table() -> dict[str, Case]:
 
 @pytest.fixture
 def deep() -> Callable[[str], Case]:
-    """A case of the table with 4 layers, enough for 4 stages."""
+    """A case of the table with 4 layers for 4 stages, and a table of tokens that divides."""
 
     def deepened(name: str) -> Case:
         if name not in _deep:
             case = MODELS[name]
-            _deep[name] = replace(case, model=replace(case.model, layers=4))
+            deeper = replace(case.model, layers=4, vocabulary_size=72)
+            _deep[name] = replace(case, model=deeper)
         return _deep[name]
 
     return deepened
