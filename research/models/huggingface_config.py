@@ -24,6 +24,11 @@ def to_huggingface(
     Dropout is not part of Llama's and is left out there. Raises UserError, naming the field, where
     neither family has what the config asks for.
     """
+    if config.experts:
+        raise UserError(
+            f"a mixture of {config.experts} experts cannot be exported: the forms known here are "
+            "Hugging Face's gpt2 and llama, which have none (--model.experts 0)"
+        )
     (context,) = specification.shape
     shared = {
         "vocab_size": config.vocabulary_size or specification.classes,

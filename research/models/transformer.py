@@ -14,7 +14,6 @@ Layers are stacked: every parameter of a block has a leading `layers` dimension,
 runs them, so that compile time does not grow with depth.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.errors import UserError
+from research.models.activation import activate
 from research.models.attention import (
     Attention,
     arrange,
@@ -30,11 +30,12 @@ from research.models.attention import (
     check_context,
     running_order,
 )
+from research.models.mixture import Mixture
 from research.models.model import Extras, Model, drop
 from research.models.products import dot_general
 from research.models.specification import Specification
 from research.models.transformer_config import TransformerConfig
-from research.parallel.layout import constrain
+from research.parallel.layout import constrain, is_split, parts_of
 from research.parallel.lookup import take_rows
 
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
@@ -77,36 +78,37 @@ class MLP(nnx.Module):
             bias_metadata={"axes": (None,)},
             rngs=rngs,
         )
-        self.exact = config.activation == "gelu_exact"
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = constrain(self.up(x), "batch", "sequence", "mlp")
-        if self.gated:
-            hidden = hidden * jax.nn.silu(constrain(self.gate(x), "batch", "sequence", "mlp"))
-        else:
-            hidden = gelu_exact(hidden) if self.exact else jax.nn.gelu(hidden)
-        return self.down(hidden)
+        gate = constrain(self.gate(x), "batch", "sequence", "mlp") if self.gated else None
+        return self.down(activate(self.activation, hidden, gate))
 
 
 class Block(nnx.Module):
-    """One layer: attention and MLP, each added to the residual stream."""
+    """One layer: attention and MLP (or a mixture of them), each added to the residual stream."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.attention_norm = _norm(config, rngs)
         self.attention = Attention(config, rngs)
         self.mlp_norm = _norm(config, rngs)
-        self.mlp = MLP(config, rngs)
+        self.mlp = Mixture(config, rngs) if config.experts else MLP(config, rngs)
         self.dropout = config.dropout
 
     def __call__(
-        self, x: jax.Array, keys: jax.Array | None, index: jax.Array
+        self, x: jax.Array, keys: jax.Array | None, index: jax.Array, training: bool
     ) -> tuple[jax.Array, Extras]:
         """`x` [batch, sequence, width] after layer number `index`, and what the layer adds."""
         attended = self.attention(self.attention_norm(x))
         x = x + drop(attended, self.dropout, keys, 2 * index + 1)
-        made = self.mlp(self.mlp_norm(x))
+        normed, extras = self.mlp_norm(x), Extras({}, {})
+        if isinstance(self.mlp, Mixture):
+            made, extras = self.mlp(normed, training=training)
+        else:
+            made = self.mlp(normed)
         x = x + drop(made, self.dropout, keys, 2 * index + 2)
-        return constrain(x, "batch", "sequence", None), Extras({}, {})
+        return constrain(x, "batch", "sequence", None), extras
 
 
 class Transformer(Model):
@@ -161,8 +163,14 @@ class Transformer(Model):
         return arrange(self.config, targets)
 
     def check_mesh(self, specification: Specification) -> None:
-        """Raises UserError where the sequence does not divide over `context`."""
+        """Raises UserError where the sequence does not divide over `context`, or may not."""
         check_context(self.config, specification.shape[0])
+        if self.config.experts and self.config.capacity_factor is not None and is_split("sequence"):
+            raise UserError(
+                f"capacity_factor {self.config.capacity_factor} counts the places of a whole "
+                f"sequence, and --mesh.context {parts_of('sequence')} splits it: use "
+                "--model.capacity-factor None, which drops nothing, or --mesh.context 1"
+            )
 
     def embed(self, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """The residual stream [batch, sequence, width] of `tokens` [batch, sequence]."""
@@ -184,11 +192,11 @@ class Transformer(Model):
     ) -> tuple[jax.Array, Extras]:
         """`x` [batch, sequence, width] through the blocks that this module holds, of which the
         first is layer number `first` of the whole; and what they add, summed over them."""
-        keys = self._token_keys(keys, x)
+        training, keys = keys is not None, self._token_keys(keys, x)
 
         def layer(x: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, Any]:
             block, index = block_and_index
-            return block(x, keys, index)
+            return block(x, keys, index, training)
 
         config = self.config
         if config.remat in REMAT_POLICIES:
@@ -221,12 +229,6 @@ class Transformer(Model):
         # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
         # would make XLA replicate the activations.
         return constrain(self.embedding[...], "vocab", None).astype(jnp.dtype(self.config.dtype))
-
-
-def gelu_exact(x: jax.Array) -> jax.Array:
-    """x · Φ(x), by the error function (Hendrycks and Gimpel 2016, arXiv:1606.08415). JAX's own
-    form, by its complement, costs an eighth of a small model's step more on a CPU."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:

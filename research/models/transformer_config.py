@@ -39,6 +39,23 @@ class TransformerConfig:
     """Hidden units of the MLP (None: 4 × width; for swiglu 8/3 × width, rounded up to
     a multiple of 64)."""
 
+    experts: int = 0
+    """Experts that stand in the place of every MLP, each of its form and without biases (0: one
+    MLP, no mixture)."""
+
+    experts_per_token: int = 2
+    """Experts that every token goes to."""
+
+    capacity_factor: float | None = None
+    """In training an expert takes this many times its even share of a sequence's tokens, and drops
+    the rest (None: it takes all, in training as in evaluation). A usual one is 1.25."""
+
+    balance_loss: float = 0.01
+    """Coefficient of the loss that keeps experts evenly busy (nats a layer when they are)."""
+
+    router_z_loss: float = 0.001
+    """Coefficient of the loss that keeps the router's logits small."""
+
     positions: Literal["learned", "rotary"] = "learned"
     """How a token knows its place."""
 
@@ -117,6 +134,8 @@ class TransformerConfig:
             raise UserError(
                 f"dropout {self.dropout} is a share of the activations: use 0 or more, below 1"
             )
+        if self.experts:
+            self._check_mixture()
         if len(specification.shape) != 1:
             raise UserError(
                 f"a transformer reads tokens of shape (context,), not examples of shape "
@@ -128,14 +147,33 @@ class TransformerConfig:
                 f"vocabulary of {specification.classes} tokens: use {specification.classes} or more"
             )
 
-    @property
-    def size_of_head(self) -> int:
-        return self.head_dim or self.width // self.heads
+    def _check_mixture(self) -> None:
+        if self.experts < 0:
+            raise UserError(f"experts {self.experts}: use 2 or more, or 0 for no mixture")
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(
+                f"experts_per_token {self.experts_per_token} of {self.experts} experts: use 1 to "
+                f"{self.experts}, or --model.experts {max(self.experts_per_token, 1)} or more"
+            )
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise UserError(
+                f"capacity_factor {self.capacity_factor} leaves every expert without a place: use "
+                "1.25 or so, or None to drop nothing"
+            )
+        if self.balance_loss < 0 or self.router_z_loss < 0:
+            raise UserError(
+                f"balance_loss {self.balance_loss} and router_z_loss {self.router_z_loss} are "
+                "coefficients of what is made small: use 0 or more"
+            )
 
     @property
     def residual_deviation(self) -> float:
         """GPT-2's: what every layer adds twice to the residual stream starts smaller with depth."""
         return self.initial_deviation / math.sqrt(2 * self.layers)
+
+    @property
+    def size_of_head(self) -> int:
+        return self.head_dim or self.width // self.heads
 
     @property
     def hidden_units(self) -> int:

@@ -30,6 +30,7 @@ LAYOUT: dict[str, Rule] = {
     # activations
     "batch": Rule(("data", "fsdp", "expert"), must_divide=True),
     "sequence": Rule(("context",), must_divide=True),
+    "group": Rule(("data", "fsdp")),  # the batch, where its tokens are with the experts
     # parameters, and the activations made by them
     "embed": Rule(("fsdp",)),  # the model's width, in parameters only
     "heads": Rule(("tensor",), must_divide=True),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from research.parallel.layout import partition_spec
+from research.parallel.sums import summable
 
 
 def take_rows(table: jax.Array, indexes: jax.Array) -> jax.Array:
@@ -33,6 +34,7 @@ def take_rows(table: jax.Array, indexes: jax.Array) -> jax.Array:
         found = jnp.take(table, jnp.where(is_here, place, 0), axis=0)
         return jax.lax.psum(jnp.where(is_here[..., None], found, 0), rows)
 
+    dtype, table = table.dtype, summable(table)
     # As an array, not `axis_index`: that has no meaning to the partitioner of the other axes.
     parts = jnp.arange(1 if rows is None else mesh.shape[rows], dtype=indexes.dtype)
     return jax.shard_map(
@@ -41,7 +43,7 @@ def take_rows(table: jax.Array, indexes: jax.Array) -> jax.Array:
         out_specs=P(*tokens, None),
         axis_names=axes,
         check_vma=False,
-    )(parts, table, indexes)
+    )(parts, table, indexes).astype(dtype)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -83,7 +83,9 @@ def test_a_seed_initializes_the_same_on_every_mesh(
     name: str, mesh: MeshConfig, table: Any, run: Any, alone: Any
 ) -> None:
     case = table[name]
-    if mesh.tensor * mesh.context > 1 and name == "mlp":
+    if mesh.expert > 1:
+        case = table["mixture"]
+    elif mesh.tensor * mesh.context > 1 and name == "mlp":
         case = table["llama"]
     initial = run(case, mesh).init()
     for leaf, other in zip(*map(jax.tree.leaves, (initial, alone(case).initial)), strict=True):
@@ -116,7 +118,7 @@ def test_one_head_of_keys_for_four_devices_stays_whole(table: Any, run: Any, alo
     assert here.state.parameters["blocks"]["mlp"]["up"]["kernel"].sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mlp"])
+@pytest.mark.parametrize("name", ["gpt2", "mlp", "mixture"])
 @pytest.mark.parametrize("mesh_config", [MeshConfig(data=2), MeshConfig(data=1, fsdp=2)])
 def test_microbatches_add_up_to_the_whole_batch(
     name: str, mesh_config: MeshConfig, table: Any, run: Any, alone: Any
@@ -155,11 +157,22 @@ def test_a_pipeline_learns_what_one_device_learns(
     assert here.evaluate().loss == pytest.approx(again.evaluate().loss, rel=RELATIVE)
 
 
-def test_bfloat16_computes_over_float32_parameters(table: Any, run: Any, alone: Any) -> None:
-    case = table["llama"]
+@pytest.mark.parametrize(
+    ("name", "mesh_config"),
+    [
+        ("llama", MeshConfig(data=2, fsdp=2, tensor=2)),
+        ("llama", MeshConfig(data=1, fsdp=2, context=2, tensor=2)),
+        ("mixture", MeshConfig(data=1, expert=2, fsdp=2, tensor=2)),
+        ("mixture-dropless", MeshConfig(data=1, expert=2, fsdp=2, tensor=2)),
+    ],
+)
+def test_bfloat16_computes_over_float32_parameters(
+    name: str, mesh_config: MeshConfig, table: Any, run: Any, alone: Any
+) -> None:
+    case = table[name]
     case = replace(case, model=replace(case.model, dtype="bfloat16", attention="xla"))
-    short = run(case, MeshConfig(data=2, fsdp=2, tensor=2))
-    expected = alone(table["llama"])
+    short = run(case, mesh_config)
+    expected = alone(table[name])
     trace = short.trace(expected.initial)
     for leaf in jax.tree.leaves((short.state.parameters, short.state.optimizer)):
         assert leaf.dtype in (np.float32, np.int32)
@@ -247,9 +260,10 @@ def test_a_tensor_axis_that_nothing_uses_is_refused(table: Any, run: Any) -> Non
 
 
 def test_axes_that_no_algorithm_here_uses_are_refused(table: Any, run: Any) -> None:
-    for axis in ("replica", "expert"):
-        with pytest.raises(UserError, match=f"split over `{axis}` = 2: set --mesh.{axis} 1"):
-            run(table["gpt2"], MeshConfig(**{axis: 2}))
+    with pytest.raises(UserError, match="split over `replica` = 2: set --mesh.replica 1"):
+        run(table["gpt2"], MeshConfig(replica=2))
+    with pytest.raises(UserError, match="split over `expert` = 2: set --mesh.expert 1"):
+        run(table["gpt2"], MeshConfig(expert=2))
     with pytest.raises(UserError, match="split over `context` = 2: set --mesh.context 1"):
         run(table["mlp"], MeshConfig(context=2))
     with pytest.raises(UserError, match="split over `stage` = 2: set --mesh.stage 1"):
