@@ -20,6 +20,7 @@ from research.errors import UserError
 from research.models.products import dot_general
 from research.models.transformer_config import TransformerConfig
 from research.parallel.layout import constrain, parts_of
+from research.parallel.mesh import platform
 from research.parallel.ring_attention import ring_attention, zigzag
 
 
@@ -144,7 +145,7 @@ class Attention(nnx.Module):
     def _implementation(self, dtype: jnp.dtype) -> Literal["xla", "cudnn"]:
         if self.config.attention != "auto":
             return self.config.attention
-        fused = jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+        fused = platform() == "gpu" and dtype == jnp.bfloat16
         return "cudnn" if fused else "xla"
 
 

@@ -28,6 +28,7 @@ from research.models.dispatch import order, take
 from research.models.expert_products import block_rows, grouped
 from research.models.routing import Routing
 from research.parallel.layout import partition_spec
+from research.parallel.mesh import platform
 from research.parallel.sums import summable
 
 AXIS = "expert"
@@ -164,7 +165,7 @@ def _evaluate(
 
 def is_ragged() -> bool:
     """Whether the backend has an all-to-all of unequal sizes."""
-    return jax.default_backend() in ("gpu", "tpu")
+    return platform() in ("gpu", "tpu")
 
 
 @jax.custom_vjp

@@ -10,18 +10,20 @@ to blocks of `BLOCK` rows, and the blocks that hold any are multiplied one after
 import jax
 import jax.numpy as jnp
 
+from research.parallel.mesh import platform
+
 BLOCK = 64
 """Rows of a block on a CPU: enough for a fast product, few enough to waste little on padding."""
 
 
 def block_rows() -> int:
     """Of what number the sizes of groups have to be multiples, for `grouped`."""
-    return BLOCK if jax.default_backend() == "cpu" else 1
+    return BLOCK if platform() == "cpu" else 1
 
 
 def batched(rows: jax.Array, weights: jax.Array) -> jax.Array:
     """`rows` [expert, batch, n, in] by `weights` [expert, in, out]: [expert, batch, n, out]."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jnp.einsum("ebni,eio->ebno", rows, weights)
     experts, batch, n, width = rows.shape
     # The rows of the batch and of the experts as one: half the time of the gradient there.
@@ -34,7 +36,7 @@ def grouped(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
 
     Every size is a multiple of `block_rows()`.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.lax.ragged_dot(rows, weights, sizes)
     return _grouped(rows, weights, sizes)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from research.parallel.layout import is_split
+from research.parallel.mesh import platform
 
 
 def dot_general(
@@ -31,7 +32,7 @@ def dot_general(
         and tuple(against) == tuple(range(depth))
         and all(setting is None for setting in settings.values())
     )
-    if not ordinary or jax.default_backend() != "cpu" or is_split("sequence"):
+    if not ordinary or platform() != "cpu" or is_split("sequence"):
         return jax.lax.dot_general(left, right, dimension_numbers, **settings)
     rows, outputs = left.shape[: left.ndim - depth], right.shape[depth:]
     inner = math.prod(right.shape[:depth])

@@ -35,6 +35,7 @@ from research.models.model import Extras, Model, drop
 from research.models.products import dot_general
 from research.models.specification import Specification
 from research.models.transformer_config import TransformerConfig
+from research.parallel.gather import gathered, gathered_module, keep_all_but_gathered
 from research.parallel.layout import constrain, is_split, parts_of
 from research.parallel.lookup import take_rows
 
@@ -182,8 +183,8 @@ class Transformer(Model):
                     f"{tokens.shape[1]} tokens are more than the {longest} learned positions: "
                     f"use at most {longest}, or rotary positions"
                 )
-            table = constrain(self.position[: tokens.shape[1]], None, None)
-            x = x + self.arrange(table[None]).astype(x.dtype)
+            table = gathered(self.position[: tokens.shape[1]].astype(x.dtype), (None, "embed"))
+            x = x + self.arrange(table[None])
         x = constrain(x, "batch", "sequence", None)
         return drop(x, self.config.dropout, self._token_keys(keys, x), 0)
 
@@ -193,14 +194,17 @@ class Transformer(Model):
         """`x` [batch, sequence, width] through the blocks that this module holds, of which the
         first is layer number `first` of the whole; and what they add, summed over them."""
         training, keys = keys is not None, self._token_keys(keys, x)
+        config = self.config
 
         def layer(x: jax.Array, block_and_index: tuple[Block, jax.Array]) -> tuple[jax.Array, Any]:
             block, index = block_and_index
+            block, x = gathered_module(block, x, config.dtype)
             return block(x, keys, index, training)
 
-        config = self.config
         if config.remat in REMAT_POLICIES:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        else:
+            layer = keep_all_but_gathered(layer)
         layers = jax.tree.leaves(self.blocks)[0].shape[0]
         indexes = first + jnp.arange(layers)
         unroll = min(config.unroll, layers)
@@ -210,10 +214,11 @@ class Transformer(Model):
     def read(self, x: jax.Array) -> jax.Array:
         """Logits [batch, sequence, vocabulary] (float32) of the stream after the last layer."""
         x = self.final_norm(x)
-        head = (
-            self._table().T if self.config.tied_head else constrain(self.head[...], None, "vocab")
-        )
-        logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        if self.config.tied_head:
+            head = self._table().T
+        else:
+            head = gathered(self.head[...].astype(x.dtype), ("embed", "vocab"))
+        logits = jnp.matmul(x, head, preferred_element_type=jnp.float32)
         return constrain(logits, "batch", "sequence", "vocab")
 
     def _token_keys(self, keys: jax.Array | None, x: jax.Array) -> jax.Array | None:
@@ -228,7 +233,8 @@ class Transformer(Model):
     def _table(self) -> jax.Array:
         # Whole rows are looked up: splitting both the rows' features and the batch over `fsdp`
         # would make XLA replicate the activations.
-        return constrain(self.embedding[...], "vocab", None).astype(jnp.dtype(self.config.dtype))
+        table = self.embedding[...].astype(jnp.dtype(self.config.dtype))
+        return gathered(table, ("vocab", "embed"))
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:

@@ -44,6 +44,11 @@ class MeshConfig:
     tensor: int = 1
     """Parts of the heads and hidden units of every layer (devices)."""
 
+    @property
+    def named_devices(self) -> int:
+        """The product of the sizes, -1 taken as 1: the fewest devices that can be laid out so."""
+        return math.prod(abs(size) for size in asdict(self).values())
+
     def sizes(self, devices: int) -> dict[str, int]:
         """Size of every axis when `devices` devices are shared out.
 
@@ -95,6 +100,15 @@ class MeshConfig:
 
 def _more_devices(wanted: int) -> str:
     return f"make {wanted} virtual ones with --cpu-devices {wanted}"
+
+
+def platform() -> str:
+    """What is compiled for: `cpu`, `gpu` or `tpu`. The devices of the mesh in force decide, which
+    may be those of a machine that is elsewhere; without a mesh the default backend."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend()
+    return str(mesh.abstract_device.platform)
 
 
 def describe(mesh: Mesh) -> str:

@@ -7,9 +7,11 @@ over some of the mesh's axes it ends the process instead. So there it is widened
 import jax
 import jax.numpy as jnp
 
+from research.parallel.mesh import platform
+
 
 def summable(array: jax.Array) -> jax.Array:
     """`array` in a type whose sums over devices every backend can take."""
-    if array.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if array.dtype == jnp.bfloat16 and platform() == "cpu":
         return array.astype(jnp.float32)
     return array
