@@ -6,6 +6,7 @@ JAX is imported only by what runs it, so that `research --help` answers at once.
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ COMMANDS = {
     "evaluate": ("RUN", "metrics on the test split"),
     "sample": ("RUN", "text from a trained language model"),
     "export": ("RUN", "write a trained transformer as a Hugging Face folder"),
+    "inspect": ("CONFIG", "what its compiled step does, without running it: memory, messages"),
     "launch": ("-- train CONFIG", "several processes on this machine, as several hosts would be"),
 }
 
@@ -80,9 +82,8 @@ def _run(arguments: list[str]) -> int:
         allow_abbrev=False,
         add_help=False,
     )
-    return {"launch": _launch, "sample": _sample, "export": _export}.get(command, _with_fields)(
-        command, parser, rest
-    )
+    special = {"launch": _launch, "sample": _sample, "export": _export, "inspect": _inspect}
+    return special.get(command, _with_fields)(command, parser, rest)
 
 
 def _help() -> str:
@@ -168,6 +169,33 @@ def _export(command: str, parser: _Parser, rest: list[str]) -> int:
     if fields:
         raise UserError(f"unknown option {fields[0]} (see research export --help)")
     runs.export(target, options.to)
+    return 0
+
+
+def _inspect(command: str, parser: _Parser, rest: list[str]) -> int:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--devices", type=int, help="compile for so many (as many as the mesh names)"
+    )
+    parser.add_argument("--topology", help="compile for TPUs that are not here, such as v5e:2x4")
+    target, options, fields = _target(command, parser, rest)
+    from research.experiment import Experiment
+
+    experiment = _override(Experiment.load(target), fields, f"research inspect {target}")
+    if options.topology and (options.devices or options.cpu_devices):
+        raise UserError("--topology brings its own devices: leave out --devices and --cpu-devices")
+    from research.parallel import processes
+
+    if not options.topology and options.cpu_devices is None:
+        processes.initialize(options.devices or experiment.mesh.named_devices)
+    from research.inspection import inspect_experiment
+    from research.reporting.inspection import print_inspection
+
+    inspection = inspect_experiment(experiment, options.topology)
+    if options.json:
+        print(json.dumps(inspection.to_json(), indent=1))
+    else:
+        print_inspection(inspection)
     return 0
 
 

@@ -32,7 +32,7 @@ class Prepared:
         tune_process(experiment)
         self.mesh = experiment.mesh.build() if mesh is None else mesh
         self.batch = experiment.data.batch
-        self.sharding = _sharding(self.mesh, self.batch, experiment.optimizer.microbatches)
+        self.sharding = sharding_of_batch(self.mesh, self.batch, experiment.optimizer.microbatches)
         self.rows = rows_of_this_process(self.sharding, self.batch)
         self.dataset = experiment.data.load()
         self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
@@ -74,7 +74,9 @@ class Prepared:
         return self._evaluation(state, batch)
 
 
-def _sharding(mesh: jax.sharding.Mesh, batch: int, microbatches: int) -> jax.sharding.NamedSharding:
+def sharding_of_batch(
+    mesh: jax.sharding.Mesh, batch: int, microbatches: int
+) -> jax.sharding.NamedSharding:
     """How a batch lies on the mesh: so that its microbatches do. Raises UserError for sizes that
     do not divide."""
     split = [axis for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1]

@@ -9,13 +9,16 @@ import hashlib
 import io
 import tarfile
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from research.data.dataset import Dataset, LabeledArrays, split_by_permutation
 from research.data.download import PublishedFile, find, packaged
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.models.specification import Specification
 
 # Mean and standard deviation of the training pixels, a channel, with the brightest pixel at 1. Of
 # MNIST and CIFAR-10 the numbers that the field uses, of digits those of its training split here.
@@ -80,6 +83,13 @@ class ImagesConfig:
     batch: int = 64
     """Images a step, over all devices."""
 
+    def specification(self) -> "Specification":
+        """The shapes of the images; reads none."""
+        from research.models.specification import Specification  # imports JAX
+
+        shape = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}.get(self.name, (32, 32, 3))
+        return Specification(shape=shape, classes=10)
+
     def load(self) -> Dataset:
         """The images in memory; raises `UserError` where they cannot be had or are not whole.
 
@@ -99,14 +109,12 @@ class ImagesConfig:
         for images, labels in (train, validation, test):
             digest.update(np.ascontiguousarray(images).data)
             digest.update(np.ascontiguousarray(labels).data)
-        from research.models.specification import Specification  # imports JAX
-
         return Dataset(
             name=self.name,
             train=LabeledArrays(*train, mean, standard_deviation),
             validation=LabeledArrays(*validation, mean, standard_deviation),
             test=LabeledArrays(*test, mean, standard_deviation),
-            specification=Specification(shape=train[0].shape[1:], classes=10),
+            specification=self.specification(),
             unit="examples",
             vocabulary=None,
             digest=digest.hexdigest(),

@@ -3,12 +3,15 @@
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from research.data.dataset import Dataset, LabeledArrays, split_by_permutation
 from research.data.download import packaged
+
+if TYPE_CHECKING:
+    from research.models.specification import Specification
 
 _BREAST_CANCER = ("sklearn", "datasets/data/breast_cancer.csv")
 _BREAST_CANCER_SHA256 = "fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed"
@@ -22,6 +25,12 @@ class TableConfig:
     """Which table: breast_cancer has 569 patients and 30 measurements, and needs no download."""
     batch: int = 32
     """Rows a step, over all devices."""
+
+    def specification(self) -> "Specification":
+        """The shapes of the table's rows; reads none."""
+        from research.models.specification import Specification  # imports JAX
+
+        return Specification(shape=(30,), classes=2)
 
     def load(self) -> Dataset:
         """The table in memory: 399 rows for training, 85 and 85 held out, of a fixed shuffle.
@@ -39,14 +48,12 @@ class TableConfig:
         # Standardized in float64: some columns are a thousand times as far from 0 as they are wide.
         features = ((features - mean) / standard_deviation).astype(np.float32)
         train, validation, test = (LabeledArrays(features[part], labels[part]) for part in parts)
-        from research.models.specification import Specification  # imports JAX
-
         return Dataset(
             name=self.name,
             train=train,
             validation=validation,
             test=test,
-            specification=Specification(shape=features.shape[1:], classes=2),
+            specification=self.specification(),
             unit="examples",
             vocabulary=None,
             digest=hashlib.sha256(content).hexdigest(),

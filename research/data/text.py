@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from research.data.vocabulary import (
     Vocabulary,
 )
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.models.specification import Specification
 
 # Karpathy 2015, the corpus of char-rnn and of nanoGPT: 1,115,394 characters, public domain.
 TINY_SHAKESPEARE = PublishedFile(
@@ -111,6 +114,15 @@ class TextConfig:
             digest=hashlib.sha256(text.encode()).hexdigest(),
             test_is_validation=not self.test_fraction,
         )
+
+    def specification(self) -> "Specification":
+        """The shapes of the text's examples. Reads no data, but for the characters of a text."""
+        from research.models.specification import Specification  # imports JAX
+
+        sizes = {"byte": ByteVocabulary().size, "bpe": self.vocabulary_size}
+        if self.vocabulary == "character":
+            sizes["character"] = CharacterVocabulary.of_text(read_corpus(self.source)).size
+        return Specification(shape=(self.context,), classes=sizes[self.vocabulary])
 
     def _vocabulary(self, text: str, train_text: str) -> Vocabulary:
         if self.vocabulary == "byte":

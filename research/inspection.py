@@ -1,0 +1,59 @@
+"""`research inspect`: an experiment's step compiled for its mesh, and read, without running it."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.data import TextConfig
+from research.errors import UserError
+from research.experiment import Experiment
+from research.planning.communication import Step
+from research.planning.inspection import Inspection, inspect
+from research.prepared import learner, sharding_of_batch
+
+
+def inspect_experiment(experiment: Experiment, topology: str | None = None) -> Inspection:
+    """The cost of a step of `experiment` on the devices that are here, or on those of a TPU
+    `topology` such as v5e:2x4, of which none has to be here.
+
+    Raises UserError for what cannot be compiled.
+    """
+    experiment.check()
+    devices = jax.devices() if topology is None else _devices_of(topology)
+    mesh = experiment.mesh.build(devices)
+    specification = experiment.data.specification()
+    batch = experiment.data.batch
+    sharding = sharding_of_batch(mesh, batch, experiment.optimizer.microbatches)
+    made = learner(experiment, specification, mesh)
+    is_text = isinstance(experiment.data, TextConfig)
+    shapes = {
+        "inputs": ((batch, *specification.shape), jnp.int32 if is_text else jnp.float32),
+        "targets": ((batch, *specification.shape) if is_text else (batch,), jnp.int32),
+    }
+    rows = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+    with jax.set_mesh(mesh):
+        began = time.perf_counter()
+        lowered = made.step.lower(made.abstract_state, rows)
+        middle = time.perf_counter()
+        compiled = lowered.compile()
+    seconds = (middle - began, time.perf_counter() - middle)
+    step = Step(made, experiment.model, batch, experiment.pipeline, mesh.devices.flat[0].platform)
+    return inspect(compiled, step, "tokens" if is_text else "examples", seconds)
+
+
+def _devices_of(topology: str) -> list[Any]:
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except Exception as error:  # whatever the plugin raises, or its absence
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--topology {topology} cannot be compiled for ({reason}): install the TPU compiler "
+            "with `make setup EXTRA=tpu`, and name a topology that it knows, such as v5e:2x4"
+        ) from error
