@@ -122,7 +122,7 @@ class Passes:
     embeds: int  # the embedding, forward
     embeds_back: int
     gathers_of_ends: int  # how often what is no layer's parameter is made whole
-    gathers_of_head: int = 0  # and how much oftener what makes the logits
+    gathers_of_head: int  # how often what makes the logits; once less where it is looked up, too
     ticks: int = 0  # in which stages send activations on
     ticks_back: int = 0  # in which they send their gradients back
 
@@ -146,7 +146,7 @@ def passes_of(step: Step) -> Passes:
     layers = getattr(step.model, "layers", 1)
     if stages == 1:
         times = count * layers
-        return Passes(times, times, 2 * times, layers, count, count, 1)  # outside of loops
+        return Passes(times, times, 2 * times, layers, count, count, 1, 1)  # outside of loops
     schedule = step.pipeline.build(stages, count)
     of_round = layers // (stages * schedule.rounds)
     there = sum(phase.last - phase.first for phase in schedule.phases if phase.forward)
@@ -165,7 +165,7 @@ def passes_of(step: Step) -> Passes:
         there + again,
         back,
         len(schedule.phases) if is_mixed else 1,
-        0 if is_mixed else count,
+        1 if is_mixed else 1 + count,
         there,
         sent_back,
     )
@@ -196,7 +196,8 @@ def _parameters(step: Step, passes: Passes) -> Iterator[Expected]:
         if "fsdp" in split:
             count = passes.gathers / passes.here
             if not is_layer:
-                count = passes.gathers_of_ends + passes.gathers_of_head * read
+                count = passes.gathers_of_ends * (looked_up or not read)
+                count += (passes.gathers_of_head - looked_up) * read
             whole = here * step.mesh["fsdp"] * step.itemsize
             gathered += whole * count
             scattered += whole * times
@@ -313,7 +314,7 @@ def _experts(step: Step, passes: Passes) -> Iterator[Expected]:
         places *= step.tokens // sequence
     else:  # as many as could be chosen at worst
         places = devices * step.tokens * min(k, model.experts // devices)
-    count = 2 * passes.forward + 2 * passes.backward + passes.backward * step.recomputes
+    count = 2 * passes.forward + (4 if step.recomputes else 2) * passes.backward
     payload = count * places * step.width * step.itemsize
     share = payload * wire_share("all-to-all", devices)
     formula = "E (n-1)/n, twice a layer, and twice back"
