@@ -59,6 +59,12 @@ PIPELINES = {
     "1f1b-stage2-fsdp2-tensor2": Pipeline(
         MeshConfig(stage=2, data=1, fsdp=2, tensor=2), PipelineConfig("1f1b"), 4
     ),
+    "1f1b-stage2-data2-expert2": Pipeline(
+        MeshConfig(stage=2, data=2, expert=2), PipelineConfig("1f1b"), 4
+    ),
+    "gpipe-stage2-data2-expert2": Pipeline(
+        MeshConfig(stage=2, data=2, expert=2), PipelineConfig("gpipe"), 4
+    ),
 }
 
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
@@ -274,9 +280,9 @@ def run_or_skip() -> Any:
     """A run; where the model cannot use an axis of the mesh, that is said by name, and skipped."""
     named = ("nothing of this model is split over `", "counts the places of a whole sequence")
 
-    def make(case: Case, mesh: MeshConfig) -> Run:
+    def make(case: Case, mesh: MeshConfig, **settings: Any) -> Run:
         try:
-            return Run(case, mesh)
+            return Run(case, mesh, **settings)
         except UserError as error:
             assert any(reason in str(error) for reason in named)
             pytest.skip(str(error))
