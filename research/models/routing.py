@@ -7,13 +7,16 @@ arXiv:2401.04088; the balance of Switch Transformers, Fedus et al. 2021, arXiv:2
 
     h(x) = W_r x,   p(x) = softmax(h(x))                                        over N experts
     T = the k largest of p,   g_e(x) = p_e(x) / Σ_T p                           for e in T
+                              g_e(x) = p_e(x)                                   where k = 1
     y = Σ_T g_e(x) E_e(x)
     L_balance = N · Σ_e f_e · P_e,   L_z = 1/S · Σ_x (log Σ_e exp h_e(x))²      of S tokens
 
-f_e is the share of the S·k assignments that go to expert e, and P_e the mean of p_e. Both are
-taken over one sequence: what an example adds to the loss does not depend on what it is batched
-with. L_balance is 1 where every expert is as likely as any other, and N where one takes all and
-k = 1.
+With one expert a token the quotient would be 1, and no loss of the task would reach the router: its
+output is weighed by p_e itself (Switch Transformers, eq. 2).
+
+f_e is the share of the S·k assignments that go to expert e, and P_e the mean of p_e. Both are taken
+over one sequence: what an example adds to the loss does not depend on what it is batched with.
+L_balance is 1 where every expert is as likely as any other, and N where one takes all and k = 1.
 
 All of it is computed in float32 (Switch Transformers, section 2.4): a choice is discrete, and
 rounding would make it. Nothing here crosses the wire.
@@ -31,7 +34,7 @@ class Routing(NamedTuple):
     logits: jax.Array  # [batch, sequence, experts]
     probabilities: jax.Array  # [batch, sequence, experts]
     experts: jax.Array  # [batch, sequence, k] int32, the likeliest first
-    weights: jax.Array  # [batch, sequence, k], their sum is 1
+    weights: jax.Array  # [batch, sequence, k], their sum is 1 (of one: its probability)
 
 
 def route(x: jax.Array, router: jax.Array, k: int) -> Routing:
@@ -41,7 +44,7 @@ def route(x: jax.Array, router: jax.Array, k: int) -> Routing:
     )
     probabilities = jax.nn.softmax(logits)
     chosen, experts = _largest(probabilities, k)
-    weights = chosen / jnp.sum(chosen, axis=-1, keepdims=True)
+    weights = chosen if k == 1 else chosen / jnp.sum(chosen, axis=-1, keepdims=True)
     return Routing(logits, probabilities, experts, weights)
 
 
