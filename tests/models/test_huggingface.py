@@ -234,6 +234,7 @@ def test_biases_that_others_trained_into_an_export_are_kept(tmp_path):
         (replace(GPT2, head_dim=10), "head_dim 10"),
         (replace(LLAMA, normalization="layer"), "normalization layer"),
         (replace(LLAMA, activation="gelu"), "activation gelu"),
+        (replace(LLAMA, experts=8), "a mixture of 8 experts"),
     ],
 )
 def test_export_names_the_field_that_neither_family_has(tmp_path, config, field):
