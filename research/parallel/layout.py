@@ -24,6 +24,8 @@ class Rule(NamedTuple):
     mesh_axes: tuple[str, ...]
     must_divide: bool = False
     """True: a size that does not divide is refused by name. False: it stays whole instead."""
+    called: str | None = None
+    """In that sentence, where a user knows the size by another name."""
 
 
 LAYOUT: dict[str, Rule] = {
@@ -39,7 +41,7 @@ LAYOUT: dict[str, Rule] = {
     "vocab": Rule(("tensor",)),
     "head_dim": Rule(()),
     "layers": Rule(("stage",), must_divide=True),
-    "expert": Rule(("expert",), must_divide=True),
+    "expert": Rule(("expert",), must_divide=True, called="experts"),
 }
 
 Axes = tuple[str | None, ...]
@@ -64,7 +66,7 @@ def partition_spec(
         parts = math.prod(mesh.shape[a] for a in split)
         if size % parts:
             if rule.must_divide and strict:
-                raise UserError(_does_not_divide(str(name), size, split, mesh))
+                raise UserError(_does_not_divide(rule.called or str(name), size, split, mesh))
             split = ()
         taken.update(split)
         entries.append(split[0] if len(split) == 1 else split or None)
