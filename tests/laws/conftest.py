@@ -87,8 +87,8 @@ LLAMA = TransformerConfig(
 )
 # A choice of experts is discrete: where the k-th and the next probability are as close as their
 # rounding, a mesh may choose another one, and all that follows is different. So the start is wide:
-# logits are of order one, and the closest of these choices is a thousand roundings away
-# (tests/models/test_mixture.py measures it).
+# logits are of order one, and the closest of these choices is 300 roundings away (the layout law
+# measures it).
 MIXTURE = TransformerConfig(
     layers=2,
     width=32,

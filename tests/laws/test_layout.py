@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.models import Specification
+from research.models import Specification, routing
 from research.parallel.layout import LAYOUT
 from research.parallel.mesh import MeshConfig
 from research.parallel.schedules import PipelineConfig
@@ -91,6 +92,31 @@ def test_a_seed_initializes_the_same_on_every_mesh(
     for leaf, other in zip(*map(jax.tree.leaves, (initial, alone(case).initial)), strict=True):
         # The draws are the same bits; the functions that shape them may be fused differently.
         np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize("name", ["mixture", "mixture-dropless"])
+def test_no_choice_of_experts_hangs_on_rounding(
+    name: str, layers: int, table: Any, deep: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table's batches are fit to hold the law: another mesh makes the same choices."""
+    case = table[name] if layers == 2 else deep(name)
+    plain, gaps = routing.route, []
+
+    def watched(x: jax.Array, router: jax.Array, k: int) -> routing.Routing:
+        made = plain(x, router, k)
+        falling = jnp.sort(made.probabilities, axis=-1, descending=True)
+        # Between each of the chosen, which are seated in turn, and the next.
+        gap = jnp.min(falling[..., :k] - falling[..., 1 : k + 1])
+        jax.debug.callback(lambda gap: gaps.append(float(gap)), gap)
+        return made
+
+    monkeypatch.setattr(routing, "route", watched)
+    one = run(case, MeshConfig(), devices=1)
+    one.trace(one.init())
+    jax.effects_barrier()
+    assert len(gaps) >= 4 * layers
+    assert min(gaps) > 100 * 2**-24
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
