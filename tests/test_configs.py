@@ -52,18 +52,34 @@ def test_every_config_says_how_to_run_it_and_what_to_expect(path):
     assert f"research train configs/{path.name}" in docstring
 
 
-def test_llama3_8b_compiles_for_256_devices_without_being_run():
-    """8,030,261,248 parameters (Llama 3 8B as published), split 64 × 4 ways with their
-    optimizer."""
-    config = CONFIGS[0].parent / "llama3_8b.py"
+def compiled(name, devices):
+    """What COMPILE says of a config."""
+    config = CONFIGS[0].parent / f"{name}.py"
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(config), "256"],
+        [sys.executable, "-c", COMPILE, str(config), str(devices)],
         capture_output=True,
         text=True,
         check=True,
         cwd=config.parents[1],
     )
-    result = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_llama3_8b_compiles_for_256_devices_without_being_run():
+    """8,030,261,248 parameters (Llama 3 8B as published), split 64 × 4 ways with their
+    optimizer."""
+    result = compiled("llama3_8b", 256)
     assert result["parameters"] == 8_030_261_248
     # Parameters and two moments, 12 bytes a parameter, over 256; 5 % for what stays whole.
     assert result["state_bytes"] < 1.05 * 12 * 8_030_261_248 / 256
+
+
+def test_mixtral_8x7b_compiles_for_256_devices_without_being_run():
+    """46,702,792,704 parameters (Mixtral 8x7B as published), of which those of the experts are
+    split 8 × 8 × 4 ways with their optimizer, and the others 8 × 4 ways."""
+    result = compiled("mixtral_8x7b", 256)
+    assert result["parameters"] == 46_702_792_704
+    experts = 32 * 8 * 3 * 4096 * 14_336
+    others = result["parameters"] - experts
+    assert others + experts / 4 == pytest.approx(12.9e9, rel=0.01)  # what a token meets
+    assert result["state_bytes"] < 1.01 * 12 * (experts / 256 + others / 32)
