@@ -28,7 +28,6 @@ from research.models.dispatch import order, take
 from research.models.expert_products import block_rows, grouped
 from research.models.routing import Routing
 from research.parallel.layout import partition_spec
-from research.parallel.mesh import platform
 from research.parallel.sums import summable
 
 AXIS = "expert"
@@ -163,18 +162,22 @@ def _evaluate(
     return take(made[None], seat[None], row[None, :, None])[0]
 
 
-def is_ragged() -> bool:
-    """Whether the backend has an all-to-all of unequal sizes."""
-    return platform() in ("gpu", "tpu")
-
-
 @jax.custom_vjp
 def exchange(rows: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
     """`rows` [devices, most, width], of which the first `sent[i]` are for device i; returns the
     rows from every device, the first `received[i]` from device i. The gradient goes the way back.
     """
-    if not is_ragged():
-        return jax.lax.all_to_all(rows, AXIS, 0, 0)
+    # By the devices that run it, which need not be the default ones.
+    return jax.lax.platform_dependent(rows, sent, received, cpu=_padded, default=_ragged)
+
+
+def _padded(rows: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
+    """`exchange` of all `most` rows: XLA's CPU backend has none of unequal sizes."""
+    return jax.lax.all_to_all(rows, AXIS, 0, 0)
+
+
+def _ragged(rows: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
+    """`exchange` of as many rows as there are for each."""
     devices, most, width = rows.shape
     begins = jnp.arange(devices, dtype=jnp.int32) * most
     mine = jnp.full((devices,), jax.lax.axis_index(AXIS) * most, jnp.int32)
