@@ -1,5 +1,6 @@
 """`research inspect`: an experiment's step compiled for its mesh, and read, without running it."""
 
+import os
 import time
 from typing import Any
 
@@ -40,15 +41,32 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
         began = time.perf_counter()
         lowered = made.step.lower(made.abstract_state, rows)
         middle = time.perf_counter()
-        compiled = lowered.compile()
+        compiled = _compile(lowered)
     seconds = (middle - began, time.perf_counter() - middle)
     step = Step(made, experiment.model, batch, experiment.pipeline, mesh.devices.flat[0].platform)
     return inspect(compiled, step, "tokens" if is_text else "examples", seconds)
 
 
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split(":", 1)[1].split())[:300]
+        raise UserError(
+            f"the step does not fit the memory of these devices: {reason}; split it over more of "
+            "them, or use a smaller --data.batch, more --optimizer.microbatches or --model.remat"
+        ) from error
+
+
 def _devices_of(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
+    # The plugin would look for TPUs of this machine, and complain about each thing it misses.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology)
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:  # whatever the plugin raises, or its absence

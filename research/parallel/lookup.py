@@ -92,7 +92,9 @@ def _backward(
         sums = summable(sums.astype(table.dtype))
         for axis in split.features:
             sums = jax.lax.psum_scatter(sums, axis, scatter_dimension=1, tiled=True)
-        return jax.lax.psum(sums, whole).astype(table.dtype)
+        sums = jax.lax.psum(sums, whole).astype(table.dtype)
+        # XLA for TPUs fails where it would take a scattered sum out of a loop over microbatches.
+        return jax.lax.optimization_barrier(sums) if split.features else sums
 
     sums = jax.shard_map(
         own,

@@ -1,0 +1,140 @@
+"""`research inspect`: a step's memory, messages and schedule, as tables and as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research.experiment import (
+    Experiment,
+    ImagesConfig,
+    MeshConfig,
+    MLPConfig,
+    ResNetConfig,
+    TableConfig,
+    TextConfig,
+    TransformerConfig,
+)
+from research.inspection import inspect_experiment
+from research.reporting.inspection import size_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def rows(content: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["kind"], "×".join(row["axes"])): row for row in content["traffic"]}
+
+
+def test_a_step_is_described_in_json(config: Path, research: Any) -> None:
+    words = ["--json", "--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2]
+    content = json.loads(research("inspect", config, *words).stdout)
+    assert content["mesh"] == {
+        "replica": 1,
+        "stage": 1,
+        "data": 2,
+        "fsdp": 2,
+        "expert": 1,
+        "context": 1,
+        "tensor": 2,
+    }
+    placed = {each["name"]: each for each in content["placed"]}
+    query = placed["blocks/attention/query/kernel"]
+    assert query["shape"] == [2, 32, 4, 8] and query["split"] == ["", "fsdp", "tensor", ""]
+    assert query["bytes"] == 4 * 2 * 32 * 32 // 4
+    memory = content["memory"]
+    assert memory["parameters"] == sum(each["bytes"] for each in placed.values())
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=16)  # Adam's moments
+    assert memory["total"] >= memory["parameters"] + memory["optimizer"] + memory["temporaries"]
+    messages = rows(content)
+    assert messages["all-gather", "fsdp"]["ratio"] == pytest.approx(1, abs=0.01)
+    assert messages["all-reduce", "tensor"]["calls"] > 0
+    assert content["unit"] == "tokens"
+    # Twice the products forward, and no more than is computed again.
+    assert 0.5 < content["flops"] / content["model_flops"] < 1.5
+
+
+def test_a_pipeline_is_drawn_with_its_ticks_and_bubble(config: Path, research: Any) -> None:
+    words = ["--mesh.stage", 2, "--optimizer.microbatches", 4, "--data.batch", 8]
+    printed = research("inspect", config, *words).stdout
+    assert "1f1b: 4 microbatches through 2 stages, 9 ticks (9 in the program), bubble" in printed
+    assert "stage 0 | F0 F1" in printed
+    assert "collective-permute over stage" in printed
+    assert "from stage to stage: 5 + 4 ticks · A 1/2" in printed
+
+
+def test_it_needs_neither_the_data_nor_the_devices(
+    research: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama 3 8B on 256 devices: its corpus is nowhere, and neither are they."""
+    content = json.loads(research("inspect", ROOT / "configs/llama3_8b.py", "--json").stdout)
+    assert content["parameters"] == 8_030_261_248
+    assert content["mesh"]["fsdp"] == 64 and content["mesh"]["tensor"] == 4
+    for row in content["traffic"]:
+        assert row["expected"] is None or row["ratio"] == pytest.approx(1, abs=0.01)
+    # 6 N + 12 layers · width · context, and what `remat="full"` computes again.
+    assert 1.1 < content["flops"] / content["model_flops"] < 1.34
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        Experiment(model=MLPConfig(), data=TableConfig(), mesh=MeshConfig(data=8)),
+        Experiment(model=ResNetConfig(width=8, groups=4), data=ImagesConfig(), mesh=MeshConfig(data=8)),
+    ],
+    ids=["table", "images"],
+)
+def test_of_other_models_the_gradients_are_known(experiment: Experiment) -> None:
+    found = inspect_experiment(experiment)
+    assert found.unit == "examples" and found.model_flops is None
+    gradients = next(row for row in found.traffic if row.expected)
+    assert (gradients.kind, gradients.axes) == ("all-reduce", ("data",))
+    assert gradients.ratio == pytest.approx(1, abs=0.01)
+
+
+def test_a_large_parameter_that_is_whole_is_a_warning() -> None:
+    model = TransformerConfig(layers=1, width=512, heads=8, hidden=1001)
+    found = inspect_experiment(Experiment(model, TextConfig(batch=8), mesh=MeshConfig(tensor=8)))
+    assert any(
+        each.startswith("blocks/mlp/up/kernel [1, 512, 1001] is whole on every device (2.0 MiB)")
+        for each in found.warnings
+    )
+    up = next(each for each in found.placed if each.name == "blocks/mlp/up/kernel")
+    assert up.is_whole and up.is_large
+
+
+@pytest.mark.parametrize("data", [TextConfig(), ImagesConfig(), TableConfig()])
+def test_shapes_are_known_before_the_data(data: Any) -> None:
+    assert data.specification() == data.load().specification
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--devices", 3, "--mesh.data", 2], "mesh data 2 = 2 devices, but 3 are here"),
+        (["--topology", "v5e:2x4", "--devices", 2], "--topology brings its own devices"),
+        (["--mesh.stage", 2], "1 microbatch is fewer than the 2 stages"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[Any], sentence: str, config: Path, research: Any
+) -> None:
+    done = research("inspect", config, *words, status=2)
+    assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_topology_is_compiled_for_or_named(config: Path, research: Any) -> None:
+    words = ["inspect", config, "--json", "--topology", "v5e:2x4", "--mesh.fsdp", 8]
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        assert "make setup EXTRA=tpu" in research(*words, status=2).stderr
+        pytest.skip("compiles for TPUs with jax[tpu], which is not installed")
+    content = json.loads(research(*words).stdout)
+    assert content["platform"] == "tpu"
+    assert rows(content)["all-gather", "fsdp"]["ratio"] == pytest.approx(1, abs=0.01)
+
+
+def test_sizes_have_units() -> None:
+    texts = [size_text(size) for size in (0, 999, 1000, 2.5e6, 3.14e9, 5e12, 7e15)]
+    assert texts == ["0 B", "999 B", "1.0 KB", "2.5 MB", "3.1 GB", "5.0 TB", "7000.0 TB"]
