@@ -80,7 +80,9 @@ def test_it_needs_neither_the_data_nor_the_devices(
     "experiment",
     [
         Experiment(model=MLPConfig(), data=TableConfig(), mesh=MeshConfig(data=8)),
-        Experiment(model=ResNetConfig(width=8, groups=4), data=ImagesConfig(), mesh=MeshConfig(data=8)),
+        Experiment(
+            model=ResNetConfig(width=8, groups=4), data=ImagesConfig(), mesh=MeshConfig(data=8)
+        ),
     ],
     ids=["table", "images"],
 )

@@ -19,6 +19,10 @@ from research.planning.communication import Expected, Step, axes_of_leaf, expect
 
 LARGE = 2**20
 """Bytes from which on a parameter that is whole on every device is worth a warning."""
+WITHIN = 0.01
+"""Of what theory expects, that much more or less is as expected,"""
+STATISTICS = 512
+"""and so are that many bytes: norms and counts are sums of single numbers, and in no formula."""
 SMALL = 4096
 """Bytes of a call up to which a message that no formula has is one of statistics: norms, counts."""
 
@@ -227,7 +231,7 @@ def _row(
     if not theory:
         is_small = all(each.payload <= SMALL for each in found)
         notes.append("statistics: norms, counts" if is_small else "in no formula")
-    elif abs(wire - wanted) > 0.01 * wanted and found:
+    elif abs(wire - wanted) > WITHIN * wanted + STATISTICS and found:
         notes.append("differs from theory")
     if any(each.branches for each in found):
         notes.append("in a branch that may not run")

@@ -14,9 +14,7 @@ from research.parallel.layout import constrain
 from research.parallel.mesh import MeshConfig
 from research.parallel.schedules import PipelineConfig
 from research.planning.communication import Step, expected
-from research.planning.inspection import SMALL, Traffic, compiled_ticks, traffic
-
-WITHIN = 0.01
+from research.planning.inspection import SMALL, STATISTICS, WITHIN, Traffic, compiled_ticks, traffic
 
 # The kinds of parallelism one by one, and together: mesh, model, microbatches, schedule.
 ROWS: dict[str, tuple[MeshConfig, str, int, str]] = {
@@ -67,7 +65,7 @@ def assert_as_stated(rows: list[Traffic]) -> None:
                 f"stray {what}: {row.wire:.0f} bytes, most of it from {row.largest}"
             )
         else:
-            assert row.wire == pytest.approx(row.expected, rel=WITHIN, abs=512), (
+            assert row.wire == pytest.approx(row.expected, rel=WITHIN, abs=STATISTICS), (
                 f"{what}: {row.wire:.0f} bytes, {row.expected:.0f} by theory; {row.largest}"
             )
 
