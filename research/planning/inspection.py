@@ -230,9 +230,11 @@ def _row(
         notes.append("printed as all-reduce, of which each device keeps its part")
     if not theory:
         is_small = all(each.payload <= SMALL for each in found)
-        notes.append("statistics: norms, counts" if is_small else "in no formula")
+        stray = f"in no formula, the most from {_place(largest)}" if largest else ""
+        notes.append("statistics: norms, counts" if is_small else stray)
     elif abs(wire - wanted) > WITHIN * wanted + STATISTICS and found:
-        notes.append("differs from theory")
+        assert largest is not None
+        notes.append(f"differs from theory, the most from {_place(largest)}")
     if any(each.branches for each in found):
         notes.append("in a branch that may not run")
     if not all(each.is_certain for each in found):
@@ -248,6 +250,11 @@ def _row(
         largest=largest.source if largest else "",
         note="; ".join(notes),
     )
+
+
+def _place(each: Collective) -> str:
+    """The end of its source: `transpose(jvp())/while/body/dot_general`."""
+    return "/".join(each.source.split("/")[-4:]) or "nowhere that XLA names"
 
 
 def _pipeline(found: list[Collective], step: Step) -> Pipeline | None:
