@@ -1,0 +1,75 @@
+"""Averages over replicas: in one all-reduce, or in two levels of links.
+
+    mean:         x̄ = 1/n · Σ_r x_r
+    hierarchical: x̄ = 1/n · Σ_g Σ_{r ∈ g} x_r       first inside each of G groups, then between them
+
+Replicas that are not alive give nothing and get the mean of those that are.
+
+What crosses the wire, for B bytes a device and n devices: one all-reduce of B; in two levels one of
+B between the n / G devices of a group (over fast links) and one of B between G (over slow ones), so
+that of the slow links only 2·(G-1)/G·B a device is asked, however large the groups are.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.exchange.exchange import Exchange, Moment
+from research.exchange.message import Message, of_leaves
+from research.exchange.replicas import Replicas
+from research.parallel.sums import summable
+
+Tree = Any
+
+
+def mean() -> Exchange:
+    """The mean over all replicas."""
+
+    def apply(tree: Tree, state: Tree, moment: Moment) -> tuple[Tree, Tree]:
+        replicas, weight = moment.replicas, _weight(moment)
+        count = replicas.count if weight is None else replicas.sum(weight)
+
+        def average(x: jax.Array) -> jax.Array:
+            return (replicas.sum(_counted(x, weight)) / count).astype(x.dtype)
+
+        return jax.tree.map(average, tree), state
+
+    def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
+        return of_leaves("all-reduce", shapes, replicas.devices)
+
+    return Exchange(lambda like: (), apply, messages)
+
+
+def hierarchical_mean(groups: int) -> Exchange:
+    """The mean over all replicas, first in `groups` of equal size, then between these."""
+
+    def apply(tree: Tree, state: Tree, moment: Moment) -> tuple[Tree, Tree]:
+        replicas, weight = moment.replicas, _weight(moment)
+        size = replicas.count // groups
+
+        def total(x: jax.Array) -> jax.Array:
+            return replicas.sum_of_groups(replicas.sum_inside(x, size), size)
+
+        count = replicas.count if weight is None else total(weight)
+
+        def average(x: jax.Array) -> jax.Array:
+            return (total(_counted(x, weight)) / count).astype(x.dtype)
+
+        return jax.tree.map(average, tree), state
+
+    def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
+        near = max(replicas.devices // groups, 1)
+        far = replicas.devices // near
+        return of_leaves("all-reduce", shapes, near) + of_leaves("all-reduce", shapes, far)
+
+    return Exchange(lambda like: (), apply, messages)
+
+
+def _weight(moment: Moment) -> jax.Array | None:
+    return None if moment.alive is None else moment.alive.astype(jnp.float32)
+
+
+def _counted(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """What a replica adds to the sum: 0, not 0 · x, where it does not count: x may be infinite."""
+    return summable(x if weight is None else jnp.where(weight > 0, x, 0))

@@ -1,0 +1,63 @@
+"""An exchange: what a replica gives of a tree, and what it gets back.
+
+In the manner of optax, a pair of pure functions and a state. It is written for one tree of one
+replica, inside a `shard_map` that is manual over `replica` alone: whatever else of the mesh the
+arrays are split over stays the partitioner's. Beside it stands what it sends.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from research.exchange.message import Message
+from research.exchange.replicas import Replicas
+
+Tree = Any
+
+
+class Moment(NamedTuple):
+    """When, who, and with whom."""
+
+    replicas: Replicas
+    step: jax.Array  # [] int32: updates made before this one; the same everywhere
+    number: jax.Array  # [] int32: of this replica, from 0
+    key: jax.Array  # of this step, the same on all replicas
+    alive: jax.Array | None = None  # [] bool: whether this replica counts (None: all do)
+
+    @property
+    def own_key(self) -> jax.Array:
+        """Of this step and replica."""
+        return jax.random.fold_in(self.key, self.number)
+
+
+class Exchange(NamedTuple):
+    """What replicas exchange of a tree."""
+
+    init: Callable[[Tree], Tree]
+    """`init(like)`: the state at the start, the same on every replica."""
+    apply: Callable[[Tree, Tree, Moment], tuple[Tree, Tree]]
+    """`apply(tree, state, moment)`: a tree of the same shapes, and the state."""
+    messages: Callable[[Tree, Replicas], list[Message]]
+    """`messages(shapes, replicas)`: what a device sends for arrays of which it holds `shapes`."""
+
+
+def chain(*exchanges: Exchange) -> Exchange:
+    """One after another, each on what the one before it returned."""
+
+    def init(like: Tree) -> Tree:
+        return tuple(exchange.init(like) for exchange in exchanges)
+
+    def apply(tree: Tree, states: Tree, moment: Moment) -> tuple[Tree, Tree]:
+        after = []
+        for exchange, state in zip(exchanges, states, strict=True):
+            tree, state = exchange.apply(tree, state, moment)
+            after.append(state)
+        return tree, tuple(after)
+
+    def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
+        return [
+            message for exchange in exchanges for message in exchange.messages(shapes, replicas)
+        ]
+
+    return Exchange(init, apply, messages)

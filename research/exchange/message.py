@@ -1,0 +1,67 @@
+"""What one device sends, stated: the kind of collective, the type of its numbers, how many.
+
+Bytes are those of ring algorithms, which no other does better (Chan et al. 2007, *Collective
+communication: theory, practice, and experience*). For an operand of B bytes on each of n devices a
+device sends
+
+    all-reduce           2 · (n-1)/n · B
+    reduce-scatter           (n-1)/n · B
+    all-to-all               (n-1)/n · B
+    all-gather               (n-1)   · B
+    collective-permute               B
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+Tree = Any
+Kind = Literal["all-reduce", "reduce-scatter", "all-to-all", "all-gather", "collective-permute"]
+
+
+class Message(NamedTuple):
+    """One collective between the replicas, as each device takes part in it."""
+
+    kind: Kind
+    dtype: str  # NumPy's name
+    elements: int  # of the operand, on one device
+    parties: int  # devices that take part together
+
+    @property
+    def payload(self) -> int:
+        """Size of the operand (bytes)."""
+        return self.elements * itemsize(self.dtype)
+
+    @property
+    def sent(self) -> int:
+        """What the device sends (bytes)."""
+        others = self.parties - 1
+        factor = {
+            "all-reduce": 2 * others / self.parties,
+            "reduce-scatter": others / self.parties,
+            "all-to-all": others / self.parties,
+            "all-gather": others,
+            "collective-permute": 1,
+        }[self.kind]
+        return round(factor * self.payload)
+
+
+def sent(messages: list[Message]) -> int:
+    """What a device sends with all of them (bytes)."""
+    return sum(message.sent for message in messages)
+
+
+def itemsize(dtype: Any) -> int:
+    """Bytes of a number."""
+    return jax.numpy.dtype(dtype).itemsize
+
+
+def of_leaves(kind: Kind, shapes: Tree, parties: int, dtype: str | None = None) -> list[Message]:
+    """A message for every array of `shapes`, in its own type or in `dtype`; none to nobody."""
+    if parties == 1:
+        return []
+    return [
+        Message(kind, dtype or str(leaf.dtype), int(np.prod(leaf.shape)), parties)
+        for leaf in jax.tree.leaves(shapes)
+    ]

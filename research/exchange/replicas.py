@@ -1,0 +1,103 @@
+"""How replicas lie on the devices, and the collectives between them, as one replica sees them.
+
+What replicas exchange is written once, for one replica. `replica` is then a mesh axis of which the
+code here is one part (a `jax.shard_map` that is manual over it), and where several replicas share
+a device, `seat` is a mapped axis besides (`jax.vmap`). Replica r sits on device r // seats in seat
+r % seats. Neighbors on one device send nothing: seats are added up or stacked first.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+DEVICE, SEAT = "replica", "seat"
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """So many replicas: `seats` on each of `devices` parts of the mesh axis `replica`."""
+
+    devices: int
+    seats: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.devices * self.seats
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Over all replicas: the same shape, one all-reduce."""
+        return self._over_devices(self._over_seats(x))
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """[replicas, ...]: every replica's `x`, in one all-gather."""
+        if self.seats == 1:
+            return jax.lax.all_gather(x, DEVICE) if self.devices > 1 else x[None]
+        stacked = jax.lax.all_gather(x, SEAT)  # [seats, ...], on every seat
+        if self.devices > 1:
+            stacked = jax.lax.all_gather(stacked, DEVICE, tiled=True)
+        return stacked
+
+    def shift(self, x: jax.Array, by: int) -> jax.Array:
+        """The `x` of the replica `by` places before, round the ring: a collective-permute (two,
+        where seats of one device take from two others)."""
+        by %= self.count
+        if by == 0:
+            return x
+        if self.seats == 1:
+            return self._from_device(x, by)
+        devices, seats = divmod(by, self.seats)
+        stacked = jax.lax.all_gather(x, SEAT)
+        here = self._from_device(stacked[: self.seats - seats], devices)
+        if seats:
+            there = self._from_device(stacked[self.seats - seats :], devices + 1)
+            here = jnp.concatenate([there, here])
+        return here[jax.lax.axis_index(SEAT)]
+
+    def trade(self, x: jax.Array) -> jax.Array:
+        """`x` [replicas, ...], a part for each replica, as [replicas, ...], the part that each has
+        for this one: an all-to-all."""
+        if self.seats == 1:
+            return x if self.devices == 1 else jax.lax.all_to_all(x, DEVICE, 0, 0)
+        parts = x.reshape(self.devices, self.seats, *x.shape[1:])
+        parts = jax.lax.all_to_all(parts, SEAT, 1, 1)
+        if self.devices > 1:
+            parts = jax.lax.all_to_all(parts, DEVICE, 0, 0)
+        return parts.reshape(x.shape)
+
+    # Groups of `size` replicas that follow one another -----------------------------------------
+
+    def sum_inside(self, x: jax.Array, size: int) -> jax.Array:
+        """Over this replica's group."""
+        if size % self.seats == 0:
+            wide = size // self.seats
+            groups = [list(range(d, d + wide)) for d in range(0, self.devices, wide)]
+            return self._over_devices(self._over_seats(x), groups)
+        stacked = jax.lax.all_gather(x, SEAT)
+        sums = stacked.reshape(-1, size, *x.shape).sum(1)
+        return sums[jax.lax.axis_index(SEAT) // size]
+
+    def sum_of_groups(self, x: jax.Array, size: int) -> jax.Array:
+        """Over the groups, of an `x` that is the same all over each group."""
+        if size % self.seats == 0:
+            wide = size // self.seats
+            groups = [list(range(d, self.devices, wide)) for d in range(wide)]
+            return self._over_devices(self._over_seats(x) / self.seats, groups)
+        return self._over_devices(self._over_seats(x) / size)
+
+    # --------------------------------------------------------------------------------------------
+
+    def _over_seats(self, x: jax.Array) -> jax.Array:
+        return x if self.seats == 1 else jax.lax.psum(x, SEAT)
+
+    def _over_devices(self, x: jax.Array, groups: list[list[int]] | None = None) -> jax.Array:
+        if self.devices == 1 or (groups is not None and len(groups[0]) == 1):
+            return x
+        return jax.lax.psum(x, DEVICE, axis_index_groups=groups)
+
+    def _from_device(self, x: jax.Array, by: int) -> jax.Array:
+        if by % self.devices == 0:
+            return x
+        sends = [(d, (d + by) % self.devices) for d in range(self.devices)]
+        return jax.lax.ppermute(x, DEVICE, sends)
