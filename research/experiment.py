@@ -13,7 +13,7 @@ from typing import Any
 from research.configuration import check, from_json, nearest, to_json
 from research.data import ImagesConfig, TableConfig, TextConfig
 from research.errors import UserError
-from research.learning import OptimizerConfig
+from research.learning import ExchangeConfig, OptimizerConfig
 from research.models import (
     CNNConfig,
     LinearConfig,
@@ -27,6 +27,7 @@ from research.training import RunConfig
 
 __all__ = [
     "CNNConfig",
+    "ExchangeConfig",
     "Experiment",
     "ImagesConfig",
     "LinearConfig",
@@ -64,6 +65,9 @@ class Experiment:
     pipeline: PipelineConfig = PipelineConfig()
     """How microbatches go through the stages of the mesh."""
 
+    exchange: ExchangeConfig = ExchangeConfig()
+    """What replicas that differ exchange, and when."""
+
     run: RunConfig = RunConfig()
     """For how long, and what is written down."""
 
@@ -71,6 +75,7 @@ class Experiment:
         """Raises UserError for a value of a wrong type, or that no run can have."""
         check(self, "experiment")
         self.run.check()
+        self.exchange.check(self.mesh)
         batch, microbatches = self.data.batch, self.optimizer.microbatches
         if microbatches < 1 or batch % microbatches:
             raise UserError(

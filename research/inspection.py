@@ -12,7 +12,7 @@ from research.errors import UserError
 from research.experiment import Experiment
 from research.planning.communication import Step
 from research.planning.inspection import Inspection, inspect
-from research.prepared import learner, sharding_of_batch
+from research.prepared import learner, sharding_of_batch, with_replicas
 
 
 def inspect_experiment(experiment: Experiment, topology: str | None = None) -> Inspection:
@@ -24,9 +24,10 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
     experiment.check()
     devices = jax.devices() if topology is None else _devices_of(topology)
     mesh = experiment.mesh.build(devices)
+    experiment = with_replicas(experiment, mesh)
     specification = experiment.data.specification()
     batch = experiment.data.batch
-    sharding = sharding_of_batch(mesh, batch, experiment.optimizer.microbatches)
+    sharding = sharding_of_batch(experiment, mesh)
     made = learner(experiment, specification, mesh)
     is_text = isinstance(experiment.data, TextConfig)
     shapes = {

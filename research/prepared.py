@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax
 from research.data import Batches, Source, cache_folder, evaluation_batches
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Synchronous, Totals, TrainState
+from research.learning import Learner, Replicated, State, Synchronous, Totals
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
@@ -28,11 +29,11 @@ class Prepared:
     def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh | None = None):
         """Raises UserError for whatever of the experiment cannot be done here."""
         experiment.check()
-        self.experiment = experiment
         tune_process(experiment)
         self.mesh = experiment.mesh.build() if mesh is None else mesh
+        self.experiment = experiment = with_replicas(experiment, self.mesh)
         self.batch = experiment.data.batch
-        self.sharding = sharding_of_batch(self.mesh, self.batch, experiment.optimizer.microbatches)
+        self.sharding = sharding_of_batch(experiment, self.mesh)
         self.rows = rows_of_this_process(self.sharding, self.batch)
         self.dataset = experiment.data.load()
         self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
@@ -50,7 +51,7 @@ class Prepared:
         for rows in self.batches.iterate(start, self.rows):
             yield place(rows, self.sharding, self.batch)
 
-    def compile(self) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+    def compile(self) -> Callable[[State, Any], tuple[State, Any]]:
         """The training step, compiled for the shapes of its batch."""
         example = self.batches.rows(0, [0])
         batch = {
@@ -61,33 +62,45 @@ class Prepared:
         }
         return compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
 
-    def evaluate(self, state: TrainState, split: Source) -> dict[str, float]:
+    def evaluate(self, state: State, split: Source) -> dict[str, float]:
         """Loss, accuracy and what follows from them over a split."""
         limit = self.experiment.run.evaluate_batches
         parts = evaluation_batches(split, self.batch, self.rows, limit)
         placed = (place(rows, self.sharding, self.batch) for rows in parts)
         return evaluate_split(self._evaluate_batch, state, placed, self.dataset.unit)
 
-    def _evaluate_batch(self, state: TrainState, batch: dict[str, jax.Array]) -> Totals:
+    def _evaluate_batch(self, state: State, batch: dict[str, jax.Array]) -> Totals:
         if self._evaluation is None:
             self._evaluation = compile_together(self.learner.evaluate.lower(state, batch))
         return self._evaluation(state, batch)
 
 
+def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment:
+    """`experiment` with the number of replicas, so that other meshes will have as many."""
+    return replace(experiment, exchange=experiment.exchange.on(mesh))
+
+
 def sharding_of_batch(
-    mesh: jax.sharding.Mesh, batch: int, microbatches: int
+    experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> jax.sharding.NamedSharding:
     """How a batch lies on the mesh: so that its microbatches do. Raises UserError for sizes that
     do not divide."""
-    split = [axis for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1]
-    parts = math.prod(mesh.shape[axis] for axis in split)
-    if microbatches == 1 or batch // microbatches % parts == 0:
+    batch, microbatches = experiment.data.batch, experiment.optimizer.microbatches
+    seats = (experiment.exchange.replicas or 1) // mesh.shape["replica"]
+    split = {axis: mesh.shape[axis] for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1}
+    if seats > 1:
+        split = {"replicas a device": seats} | split
+    parts = math.prod(split.values())
+    if seats == 1 and (microbatches == 1 or batch // microbatches % parts == 0):
         return batch_sharding(mesh, batch // microbatches)
+    if batch % (parts * microbatches) == 0:
+        return batch_sharding(mesh, batch)
     whole = parts * microbatches
+    cut = f" / {microbatches} microbatches = {batch // microbatches}" if microbatches > 1 else ""
+    fewer = ", or fewer --optimizer.microbatches" if microbatches > 1 else ""
     raise UserError(
-        f"batch {batch} / {microbatches} microbatches = {batch // microbatches} does not divide "
-        f"over {' × '.join(split)} = {parts}: use --data.batch {-(-batch // whole) * whole}, or "
-        "fewer --optimizer.microbatches"
+        f"batch {batch}{cut} does not divide over {' × '.join(split)} = {parts}: use "
+        f"--data.batch {-(-batch // whole) * whole}{fewer}"
     )
 
 
@@ -117,10 +130,10 @@ class Restored:
 
 def learner(
     experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh
-) -> Synchronous:
+) -> Learner:
     """The algorithm of `experiment` for data of `specification`, on `mesh`."""
-    steps = experiment.run.steps
-    return Synchronous(
+    steps, exchange = experiment.run.steps, experiment.exchange
+    one = Synchronous(
         experiment.model,
         specification,
         experiment.optimizer.build(steps),
@@ -129,6 +142,18 @@ def learner(
         experiment.run.seed,
         experiment.optimizer.microbatches,
         experiment.pipeline,
+        outside=() if exchange.rule == "none" else ("replica",),
+    )
+    if exchange.rule == "none":
+        return one
+    exchange = exchange.on(mesh)
+    assert exchange.replicas is not None
+    return Replicated(
+        one,
+        exchange.build(steps),
+        exchange.replicas,
+        exchange.plan,
+        drop=exchange.not_finite == "drop",
     )
 
 

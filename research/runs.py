@@ -19,7 +19,7 @@ import numpy as np
 from research.data import Dataset, Vocabulary, vocabulary_from_json
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Synchronous, TrainState
+from research.learning import Learner, State
 from research.models import TransformerConfig
 from research.models.generation import generate
 from research.parallel.mesh import describe
@@ -54,7 +54,8 @@ def train(experiment: Experiment, name: str = "run") -> Path:
                 folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
             folder.write("data", _description(prepared.dataset))
             folder.write("environment", environment(experiment.run.seed))
-            folder.write("config", experiment.to_json())  # last: with it the folder is a run
+            # Last: with it the folder is a run. In it is what the mesh decided.
+            folder.write("config", prepared.experiment.to_json())
         barrier("run folder")
         with jax.set_mesh(prepared.mesh):
             _carry_on(prepared, folder)
@@ -71,8 +72,8 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
     _say(f"run folder: {folder.path}")
     with _locked(folder):
         before = Experiment.from_json(folder.read("config"))
-        experiment = change(before)
-        prepared = Prepared(experiment)
+        prepared = Prepared(change(before))
+        experiment = prepared.experiment
         _check_same_data(folder, prepared.dataset)
 
         def record() -> None:
@@ -100,7 +101,8 @@ def _carry_on(
     is not written down.
     """
     run = prepared.experiment.run
-    dataset, learner = prepared.dataset, prepared.learner
+    dataset = prepared.dataset
+    learner: Any = prepared.learner  # of states of its own kind
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         checkpoints = Checkpoints(folder.checkpoints, run.keep_checkpoints, run.keep_every)
@@ -141,6 +143,7 @@ def _carry_on(
             start=first,
             journal=Journal(trackers, dataset.unit, prepared.units_per_step, first, seconds),
             evaluate=lambda state: prepared.evaluate(state, dataset.validation),
+            observe=learner.observe,
             checkpoints=checkpoints,
             progress=progress,
             stop=stop,
@@ -231,8 +234,8 @@ def export(path: Path, destination: Path) -> Path:
 
 def _initial_state(
     prepared: Prepared, checkpoints: Checkpoints, restoring: bool
-) -> tuple[TrainState, int]:
-    learner = prepared.learner
+) -> tuple[State, int]:
+    learner: Any = prepared.learner
     if restoring and checkpoints.latest() is not None:
         first, state = checkpoints.restore(learner.abstract_state, warn)
         _say(f"restored step {first}")
@@ -242,7 +245,7 @@ def _initial_state(
     state = compile_together(learner.init.lower())()
     source = prepared.experiment.run.initialize_from
     if source is not None:
-        state = state._replace(parameters=_imported(prepared, Path(source)))
+        state = learner.with_parameters(state, _imported(prepared, Path(source)))
     return state, 0
 
 
@@ -271,8 +274,8 @@ def _imported(prepared: Prepared, source: Path) -> Any:
 
 
 def _text(
-    learner: Synchronous,
-    state: TrainState,
+    learner: Learner,
+    state: State,
     vocabulary: Vocabulary,
     prompt: str,
     tokens: int,
@@ -334,9 +337,10 @@ def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Pre
         raise
 
 
-def _introduction(prepared: Prepared, state: TrainState, seconds: float) -> str:
+def _introduction(prepared: Prepared, state: State, seconds: float) -> str:
     dataset, mesh = prepared.dataset, prepared.mesh
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    one = jax.eval_shape(prepared.learner.parameters, state)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(one))
     device = mesh.devices.flat[0].device_kind
     where = f"{mesh.size} {device} device{'s' if mesh.size > 1 else ''}"
     if count() > 1:

@@ -1,16 +1,29 @@
 """How replicas learn together: what a step computes, from a batch to the next state.
 
-`Synchronous` is plain data-, fully-sharded- and tensor-parallel training: one gradient of the whole
-batch a step. `cross_entropy` gives every loss as (sum, count); `OptimizerConfig` names an optax
-optimizer and its schedule.
+`Synchronous` is one model: one gradient of the whole batch a step, over any mesh. `Replicated` is
+several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo, elastic averaging.
+Both are a `Learner`. `cross_entropy` gives every loss as (sum, count); `OptimizerConfig` names an
+optax optimizer and its schedule.
 """
 
+from research.learning.exchange_config import ExchangeConfig
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
+from research.learning.replicated import Replicated, ReplicatedState
+from research.learning.rule import Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
+Learner = Synchronous | Replicated
+State = TrainState | ReplicatedState
+
 __all__ = [
+    "ExchangeConfig",
+    "Learner",
     "OptimizerConfig",
+    "Replicated",
+    "ReplicatedState",
+    "Rule",
+    "State",
     "StepMetrics",
     "Synchronous",
     "Totals",

@@ -9,6 +9,7 @@ over `tensor`. None of it is written here; XLA's partitioner derives it from the
 and batch.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -70,13 +71,15 @@ class Synchronous:
         seed: int = 0,
         microbatches: int = 1,
         pipeline: PipelineConfig | None = None,
+        outside: Sequence[str] = (),
     ):
+        """`outside` names mesh axes that whoever calls this splits something over."""
         self.mesh = mesh
         self.specification = specification
         self.microbatches = microbatches
-        self._optimizer = optimizer
-        self._learning_rate = learning_rate
-        self._seed = seed
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.seed = seed
 
         stages = mesh.shape["stage"]
         pipeline = pipeline or PipelineConfig()
@@ -91,7 +94,7 @@ class Synchronous:
         whole = NamedSharding(mesh, PartitionSpec())
         placed = parameter_shardings(parameters, mesh)
         module = jax.eval_shape(lambda key: model.build(specification, key), jax.random.key(0))
-        unused = unused_axes(placed, mesh, module.splits)
+        unused = [axis for axis in unused_axes(placed, mesh, module.splits) if axis not in outside]
         if unused:
             names = " and ".join(f"`{axis}` = {mesh.shape[axis]}" for axis in unused)
             flags = " ".join(f"--mesh.{axis} 1" for axis in unused)
@@ -151,12 +154,20 @@ class Synchronous:
         """The model's parameters as the state has them: the opposite of `parameters`."""
         return into_rounds(parameters, self._rounds, self.mesh.shape["stage"])
 
+    def with_parameters(self, state: TrainState, parameters: Tree) -> TrainState:
+        """The initial `state` with other parameters, as the state has them."""
+        return state._replace(parameters=parameters)
+
+    def observe(self, step: int, state: TrainState) -> StepMetrics:
+        """What is measured only where it is logged, after `step` updates: here nothing."""
+        return {}
+
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), 1), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 1), state.step)
         gradients, sums, buffers = self.gradients(state.parameters, state.buffers, batch, key)
         # Without the barriers XLA's CPU backend computes the update twice, for itself and its norm.
         gradients = jax.lax.optimization_barrier(gradients)
-        updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         parameters = jax.lax.optimization_barrier(parameters)
         totals, (penalties, statistics) = sums
@@ -165,7 +176,7 @@ class Synchronous:
             "accuracy": totals.correct / totals.targets,
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(parameters),
-            "learning_rate": jnp.asarray(self._learning_rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(self.learning_rate(state.step), jnp.float32),
             **{name: each / totals.targets for name, each in (penalties | statistics).items()},
         }
         return TrainState(state.step + 1, parameters, buffers, optimizer), metrics

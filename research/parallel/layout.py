@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 LAYOUT: dict[str, Rule] = {
     # activations
-    "batch": Rule(("data", "fsdp", "expert"), must_divide=True),
+    "batch": Rule(("replica", "data", "fsdp", "expert"), must_divide=True),
     "sequence": Rule(("context",), must_divide=True),
     "group": Rule(("data", "fsdp")),  # the batch, where its tokens are with the experts
     # parameters, and the activations made by them

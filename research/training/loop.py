@@ -43,6 +43,7 @@ def train(
     start: int,
     journal: "Journal",
     evaluate: Callable[[State], dict[str, float]],
+    observe: Callable[[int, State], dict[str, Any]] = lambda step, state: {},
     checkpoints: Checkpoints,
     progress: ProgressReport,
     stop: StopRequest,
@@ -52,8 +53,9 @@ def train(
     """Runs `step_function` on the batches of `feed` from step `start` to `run.steps`.
 
     Returns the last state and the number of updates it has had: fewer than `run.steps` after a
-    request to stop. Either way that state is saved. `indexes(step)` names the examples of the batch
-    of a step (from 0) if its loss is not finite.
+    request to stop. Either way that state is saved. `observe(step, state)` gives what is measured
+    only where it is logged, after that many updates. `indexes(step)` names the examples of the
+    batch of a step (from 0) if its loss is not finite.
 
     Raises RunError for a loss that is not finite, and for a disk that is full.
     """
@@ -61,10 +63,11 @@ def train(
     pending: deque[tuple[int, Any]] = deque()
     for step in range(start + 1, run.steps + 1):
         state, metrics = step_function(state, next(feed))
-        pending.append((step, metrics))
+        evaluating = step == run.steps or _due(step, run.evaluate_every)
+        logging = evaluating or step == 1 or _due(step, run.log_every)
+        pending.append((step, metrics | observe(step, state) if logging else metrics))
         last = step
         stopping = stop.reached(step)
-        evaluating = step == run.steps or _due(step, run.evaluate_every)
         saving = step == run.steps or stopping or _due(step, run.checkpoint_every)
 
         while len(pending) > (0 if evaluating or saving else IN_FLIGHT):
