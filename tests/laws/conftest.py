@@ -1,4 +1,4 @@
-"""The tables of the laws: the meshes and the models that all of them are run over.
+"""The tables of the laws: the meshes, the models and the rules that all of them are run over.
 
 A new model, or a new algorithm, is added here and must hold every law.
 """
@@ -14,7 +14,14 @@ import optax
 import pytest
 
 from research.errors import UserError
-from research.learning import OptimizerConfig, Synchronous, Totals, TrainState
+from research.learning import (
+    ExchangeConfig,
+    Learner,
+    OptimizerConfig,
+    Replicated,
+    Synchronous,
+    Totals,
+)
 from research.models import (
     CNNConfig,
     LinearConfig,
@@ -66,6 +73,34 @@ PIPELINES = {
         MeshConfig(stage=2, data=2, expert=2), PipelineConfig("gpipe"), 4
     ),
 }
+
+RULES = {
+    "every_step": ExchangeConfig("every_step"),
+    "local_sgd": ExchangeConfig("local_sgd", period=2),
+    "local_sgd-groups": ExchangeConfig("local_sgd", period=2, groups=2),
+    "post_local_sgd": ExchangeConfig("post_local_sgd", period=2, first_local_step=1),
+    "diloco": ExchangeConfig("diloco", period=2),
+    "easgd": ExchangeConfig("easgd", period=2, alpha=0.1),
+}
+
+
+class Place(NamedTuple):
+    """A mesh, how many replicas lie on it, and what they learn."""
+
+    mesh: MeshConfig
+    replicas: int
+    model: str = "mlp"
+    microbatches: int = 1
+
+
+PLACES = {
+    "replica8": Place(MeshConfig(replica=8), 8),
+    "replica4-tensor2": Place(MeshConfig(replica=4, tensor=2), 4, "small"),
+    "replica4-fsdp2-two-a-device": Place(MeshConfig(replica=4, data=1, fsdp=2), 8),
+    "replica2-stage2-data2": Place(MeshConfig(replica=2, stage=2, data=2), 2, "small", 2),
+}
+# Programs of a pipeline take long to compile, and a rule sees nothing of it: two stand for all.
+PIPELINED_RULES = ("every_step", "diloco")
 
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
 TEXT = Specification(shape=(16,), classes=65)
@@ -135,6 +170,9 @@ class Case:
         return made
 
 
+# For replicas: there are many programs to compile.
+SMALL = TransformerConfig(layers=2, width=16, heads=2, dropout=0.1, vocabulary_size=72)
+
 MODELS = {
     "gpt2": Case(GPT2, TEXT),
     "llama": Case(LLAMA, TEXT),
@@ -162,6 +200,7 @@ class Run:
         devices: int = 8,
         microbatches: int = 1,
         pipeline: PipelineConfig | None = None,
+        exchange: ExchangeConfig | None = None,
     ):
         """Raises UserError where case and mesh do not fit."""
         self.case = case
@@ -171,7 +210,7 @@ class Run:
             lambda gradients, state, parameters=None: (gradients, gradients),
         )
         self.sharding = batch_sharding(self.mesh, case.batch // microbatches)
-        self.learner = Synchronous(
+        one = Synchronous(
             case.model,
             case.specification,
             optax.chain(remember, case.optimizer.build(100)),
@@ -180,14 +219,21 @@ class Run:
             seed=3,
             microbatches=microbatches,
             pipeline=pipeline,
+            outside=() if exchange is None else ("replica",),
         )
+        self.learner: Learner = one
+        if exchange is not None:
+            exchange = exchange.on(self.mesh)
+            drop = exchange.not_finite == "drop"
+            rule = exchange.build(steps=100)
+            self.learner = Replicated(one, rule, exchange.replicas or 1, exchange.plan, drop)
 
-    def init(self) -> TrainState:
+    def init(self) -> Any:
         """The initial state, in NumPy."""
         with jax.set_mesh(self.mesh):
             return jax.device_get(self.learner.init())
 
-    def trace(self, initial: TrainState, steps: int = 4) -> Trace:
+    def trace(self, initial: Any, steps: int = 4) -> Trace:
         """Loss and gradients (NumPy) of every step from the state `initial` (NumPy).
 
         With kinks, every step begins anew from `initial`: else the first step that meets one would
@@ -203,7 +249,7 @@ class Run:
                 if self.case.kinked:
                     buffers = state.buffers
                     state = jax.device_put(initial, self.learner.shardings)
-            self.state: TrainState = state
+            self.state: Any = state
             if self.case.kinked:
                 self.state = state._replace(buffers=buffers)
         return made
@@ -245,6 +291,50 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 def case(request: pytest.FixtureRequest) -> Case:
     chosen: Case = MODELS[request.param]
     return chosen
+
+
+@pytest.fixture(params=RULES)
+def rule(request: pytest.FixtureRequest) -> ExchangeConfig:
+    chosen: ExchangeConfig = RULES[request.param]
+    return chosen
+
+
+class Replicas(NamedTuple):
+    """A rule at a place."""
+
+    exchange: ExchangeConfig
+    place: Place
+    case: Case
+
+    def run(self, mesh: MeshConfig | None = None) -> "Run":
+        """On the place's mesh, or on as few devices as another one has."""
+        devices = 8 if mesh is None else 1
+        place = self.place
+        return Run(
+            self.case,
+            mesh or place.mesh,
+            devices,
+            microbatches=place.microbatches,
+            exchange=self.exchange,
+        )
+
+
+@pytest.fixture(
+    params=[
+        (rule, place)
+        for rule in RULES
+        for place in PLACES
+        if PLACES[place].mesh.stage == 1 or rule in PIPELINED_RULES
+    ],
+    ids="-".join,
+)
+def replicas(request: pytest.FixtureRequest) -> Replicas:
+    rule, place = RULES[request.param[0]], PLACES[request.param[1]]
+    exchange = replace(rule, replicas=place.replicas)
+    return Replicas(exchange, place, _small if place.model == "small" else MODELS[place.model])
+
+
+_small = Case(SMALL, TEXT)
 
 
 @pytest.fixture
@@ -293,7 +383,7 @@ def run_or_skip() -> Any:
 class Alone(NamedTuple):
     """What a case does on one device."""
 
-    initial: TrainState
+    initial: Any
     trace: Trace
     totals: Totals
     buffers: Any  # after the trace

@@ -210,6 +210,28 @@ def test_bfloat16_computes_over_float32_parameters(
         assert loss != wanted
 
 
+# Replicas that differ -------------------------------------------------------------------------
+
+
+def test_replicas_learn_on_a_mesh_what_they_learn_on_one_device(replicas: Any) -> None:
+    """Gradients are those of every replica: [replicas, ...] each."""
+    alone = replicas.run(MeshConfig())
+    initial = alone.init()
+    trace = alone.trace(initial)
+    here = replicas.run()
+    assert_equal_traces(here.trace(initial), trace)
+    # What gradients do not tell: where an exchange of parameters left them, and what it remembers.
+    states = [jax.device_get(run.state).replicas for run in (here, alone)]
+    for part in ("parameters", "exchange"):
+        mine, its = (getattr(state, part) for state in states)
+        assert not jax.tree.leaves(its) or worst(mine, its)[0] <= GRADIENTS
+    assert here.evaluate().loss == pytest.approx(alone.evaluate().loss, rel=RELATIVE)
+    # Every replica has data of its own, or there would be nothing to exchange.
+    gradients = jax.tree.leaves(trace[0][1])[-1]
+    averaged = replicas.exchange.rule in ("every_step", "post_local_sgd")
+    assert (np.ptp(gradients, axis=0).max() > 1e-4) != averaged
+
+
 # Sizes that do not divide ---------------------------------------------------------------------
 
 
