@@ -26,10 +26,10 @@ class ExchangeConfig:
     period: int = 50
     """H: steps from one exchange of parameters to the next (steps)."""
 
-    learning_rate: float = 0.7
+    outer_learning_rate: float = 0.7
     """Outer learning rate of diloco; 1 without momentum is averaging."""
 
-    momentum: float = 0.9
+    outer_momentum: float = 0.9
     """Outer Nesterov momentum of diloco (0: none)."""
 
     alpha: float | None = None
@@ -63,21 +63,19 @@ class ExchangeConfig:
                     "use --exchange.rule diloco (or every_step, local_sgd, post_local_sgd, easgd), "
                     f"or --mesh.data {max(mesh.replica, self.replicas or 1)} for one model"
                 )
-        for name, value in (("period", self.period), ("groups", self.groups)):
-            if value < 1:
-                raise UserError(f"--exchange.{name} {value} must be 1 or more")
-        if self.replicas is not None and self.replicas < 1:
-            raise UserError(f"--exchange.replicas {self.replicas} must be 1 or more, or None")
-        if self.first_local_step is not None and self.first_local_step < 0:
-            raise UserError(
-                f"--exchange.first-local-step {self.first_local_step} must be 0 or more, or None"
-            )
-        if self.learning_rate <= 0:
-            raise UserError(f"--exchange.learning-rate {self.learning_rate} must be more than 0")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"--exchange.momentum {self.momentum} must be 0 or more, and below 1")
-        if self.alpha is not None and not 0 < self.alpha < 1:
-            raise UserError(f"--exchange.alpha {self.alpha} must lie between 0 and 1")
+        count, first, alpha = self.replicas, self.first_local_step, self.alpha
+        rate, momentum = self.outer_learning_rate, self.outer_momentum
+        for name, value, fits, wanted in (
+            ("period", self.period, self.period >= 1, "1 or more"),
+            ("groups", self.groups, self.groups >= 1, "1 or more"),
+            ("replicas", count, count is None or count >= 1, "1 or more, or None"),
+            ("first-local-step", first, first is None or first >= 0, "0 or more, or None"),
+            ("outer-learning-rate", rate, rate > 0, "more than 0"),
+            ("outer-momentum", momentum, 0 <= momentum < 1, "0 or more, and below 1"),
+            ("alpha", alpha, alpha is None or 0 < alpha < 1, "more than 0, and below 1"),
+        ):
+            if not fits:
+                raise UserError(f"--exchange.{name} {value} must be {wanted}")
 
     def on(self, mesh: Mesh) -> "ExchangeConfig":
         """With the number of replicas, for `mesh`. Raises UserError where they do not divide."""
@@ -116,7 +114,7 @@ class ExchangeConfig:
             first = steps // 2 if self.first_local_step is None else self.first_local_step
             return post_local_sgd(self.period, first, average)
         if self.rule == "diloco":
-            return diloco(self.period, self.learning_rate, self.momentum, average)
+            return diloco(self.period, self.outer_learning_rate, self.outer_momentum, average)
         alpha = 0.9 / (self.replicas or 1) if self.alpha is None else self.alpha
         return easgd(self.period, alpha)
 

@@ -91,6 +91,17 @@ def checkpoints(folder: Path) -> list[int]:
         ),
         (["--mesh.context", "8", "--model.attention", "cudnn"], "cudnn attends to whole sequences"),
         (["--data.batch", "12"], "batch 12 does not divide over data = 8: use batch 8 or 16"),
+        (["--mesh.replica", "4"], "nothing says what they exchange: use --exchange.rule diloco"),
+        (["--exchange.rule", "dilocoo"], "diloco"),
+        (["--exchange.rule", "diloco", "--exchange.period", "0"], "--exchange.period 0 must be 1"),
+        (
+            ["--mesh.replica", "4", "--exchange.rule", "diloco", "--exchange.replicas", "6"],
+            "6 replicas do not divide over --mesh.replica 4: use --exchange.replicas 4 or 8",
+        ),
+        (
+            ["--mesh.replica", "8", "--exchange.rule", "easgd", "--exchange.replicas", "16"],
+            "batch 8 does not divide over replicas a device × replica = 16: use --data.batch 16",
+        ),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
         (["--data.context", "20000"], "training split of"),

@@ -210,6 +210,43 @@ def test_a_pipeline_is_resumed_bit_for_bit_and_by_other_schedules_and_meshes(
     assert losses(tmp_path / "mesh") == pytest.approx(losses(whole), rel=RELATIVE)
 
 
+REPLICAS = [
+    *("--cpu-devices", 4, "--mesh.replica", 2, "--mesh.data", 1, "--mesh.fsdp", 2),
+    *("--exchange.rule", "diloco", "--exchange.replicas", 4, "--exchange.period", 3),
+    *("--model.dropout", 0.1, "--run.steps", 8, "--run.checkpoint-every", 2),
+    *("--run.keep-checkpoints", 3),
+]
+
+
+def test_replicas_that_differ_are_resumed_bit_for_bit_and_on_other_meshes(
+    config: Path, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+) -> None:
+    """Between two exchanges, where each has parameters of its own."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    research("train", config, *REPLICAS, "--run.directory", whole)
+    process = research.start("train", config, *REPLICAS, "--run.directory", folder)
+    until(lambda: metrics(folder)[3:], process)
+    process.kill()
+    process.wait()
+    research("resume", folder, "--cpu-devices", 4)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+    sent, total = ([r[n] for r in metrics(folder)] for n in ("bytes_sent", "bytes_sent_total"))
+    assert [bytes_of > 0 for bytes_of in sent] == [step in (3, 6) for step in range(1, 9)]
+    assert total == [sum(sent[:step]) for step in range(1, 9)]
+    apart = [record["consensus_distance"] > 0 for record in metrics(folder)]
+    assert apart == [step not in (3, 6) for step in range(1, 9)]
+
+    # The same four on one device, and one to a device.
+    research("resume", whole, "--cpu-devices", 4, "--run.steps", 10)
+    for devices in (1, 4):
+        other = tmp_path / str(devices)
+        shutil.copytree(folder, other)
+        words = ["--cpu-devices", devices, "--mesh.replica", devices, "--mesh.fsdp", 1]
+        research("resume", other, *words, "--run.steps", 10)
+        assert losses(other) == pytest.approx(losses(whole), rel=RELATIVE)
+
+
 @pytest.mark.distributed
 def test_another_number_of_processes_goes_on_within_the_layout_tolerance(
     undisturbed: Path, tmp_path: Path, research: Any, losses: Losses
