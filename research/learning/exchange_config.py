@@ -51,18 +51,14 @@ class ExchangeConfig:
 
     def check(self, mesh: MeshConfig) -> None:
         """Raises UserError for a value that no run can have."""
-        if self.rule == "none":
-            asked = (
-                f"--exchange.replicas {self.replicas}"
-                if (self.replicas or 1) > 1
-                else f"--mesh.replica {mesh.replica}"
+        many = max(self.replicas or 1, mesh.replica)
+        if self.rule == "none" and many > 1:
+            flag = "--mesh.replica" if mesh.replica == many else "--exchange.replicas"
+            raise UserError(
+                f"{flag} {many} asks for replicas that differ, and nothing says what they "
+                "exchange: use --exchange.rule diloco (or every_step, local_sgd, post_local_sgd, "
+                f"easgd), or --mesh.data {many} for one model"
             )
-            if (self.replicas or 1) > 1 or mesh.replica > 1:
-                raise UserError(
-                    f"{asked} asks for replicas that differ, and nothing says what they exchange: "
-                    "use --exchange.rule diloco (or every_step, local_sgd, post_local_sgd, easgd), "
-                    f"or --mesh.data {max(mesh.replica, self.replicas or 1)} for one model"
-                )
         count, first, alpha = self.replicas, self.first_local_step, self.alpha
         rate, momentum = self.outer_learning_rate, self.outer_momentum
         for name, value, fits, wanted in (
