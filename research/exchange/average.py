@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from research.exchange.exchange import Exchange, Moment
 from research.exchange.message import Message, of_leaves
@@ -23,17 +24,18 @@ from research.parallel.sums import summable
 Tree = Any
 
 
+def average(x: jax.Array, moment: Moment, spec: PartitionSpec | None = None) -> jax.Array:
+    """The mean of one array over the living; it lies on other axes by `spec`, if there is one."""
+    replicas, weight = moment.replicas, _weight(moment)
+    count = replicas.count if weight is None else replicas.sum(weight)
+    return (replicas.sum(_counted(x, weight), spec) / count).astype(x.dtype)
+
+
 def mean() -> Exchange:
     """The mean over all replicas."""
 
     def apply(tree: Tree, state: Tree, moment: Moment) -> tuple[Tree, Tree]:
-        replicas, weight = moment.replicas, _weight(moment)
-        count = replicas.count if weight is None else replicas.sum(weight)
-
-        def average(x: jax.Array) -> jax.Array:
-            return (replicas.sum(_counted(x, weight)) / count).astype(x.dtype)
-
-        return jax.tree.map(average, tree), state
+        return moment.each(lambda spec, x: average(x, moment, spec), tree), state
 
     def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
         return of_leaves("all-reduce", shapes, replicas.devices)
@@ -48,15 +50,15 @@ def hierarchical_mean(groups: int) -> Exchange:
         replicas, weight = moment.replicas, _weight(moment)
         size = replicas.count // groups
 
-        def total(x: jax.Array) -> jax.Array:
-            return replicas.sum_of_groups(replicas.sum_inside(x, size), size)
+        def total(spec: PartitionSpec | None, x: jax.Array) -> jax.Array:
+            return replicas.sum_of_groups(replicas.sum_inside(x, size, spec), size, spec)
 
-        count = replicas.count if weight is None else total(weight)
+        count = replicas.count if weight is None else total(None, weight)
 
-        def average(x: jax.Array) -> jax.Array:
-            return (total(_counted(x, weight)) / count).astype(x.dtype)
+        def in_levels(spec: PartitionSpec | None, x: jax.Array) -> jax.Array:
+            return (total(spec, _counted(x, weight)) / count).astype(x.dtype)
 
-        return jax.tree.map(average, tree), state
+        return moment.each(in_levels, tree), state
 
     def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
         near = max(replicas.devices // groups, 1)

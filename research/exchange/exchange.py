@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 
 from research.exchange.message import Message
 from research.exchange.replicas import Replicas
@@ -24,11 +25,21 @@ class Moment(NamedTuple):
     number: jax.Array  # [] int32: of this replica, from 0
     key: jax.Array  # of this step, the same on all replicas
     alive: jax.Array | None = None  # [] bool: whether this replica counts (None: all do)
+    specs: tuple[PartitionSpec, ...] | None = None
+    """How each array of a tree lies on the other axes of the mesh (None: wherever it likes)."""
 
     @property
     def own_key(self) -> jax.Array:
         """Of this step and replica."""
         return jax.random.fold_in(self.key, self.number)
+
+    def each(self, function: Callable[..., jax.Array], tree: Tree, *trees: Tree) -> Tree:
+        """`function(spec, x, ...)` of every array of a tree (and of others like it)."""
+        leaves, structure = jax.tree.flatten(tree)
+        specs = self.specs or (None,) * len(leaves)
+        more = map(jax.tree.leaves, trees)
+        done = [function(*each) for each in zip(specs, leaves, *more, strict=True)]
+        return jax.tree.unflatten(structure, done)
 
 
 class Exchange(NamedTuple):
@@ -39,7 +50,8 @@ class Exchange(NamedTuple):
     apply: Callable[[Tree, Tree, Moment], tuple[Tree, Tree]]
     """`apply(tree, state, moment)`: a tree of the same shapes, and the state."""
     messages: Callable[[Tree, Replicas], list[Message]]
-    """`messages(shapes, replicas)`: what a device sends for arrays of which it holds `shapes`."""
+    """`messages(shapes, replicas)`: what a device sends for a tree of (abstract) arrays, or for its
+    shards of them where they have a sharding."""
 
 
 def chain(*exchanges: Exchange) -> Exchange:

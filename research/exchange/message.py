@@ -11,10 +11,10 @@ device sends
     collective-permute               B
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 
 Tree = Any
 Kind = Literal["all-reduce", "reduce-scatter", "all-to-all", "all-gather", "collective-permute"]
@@ -62,6 +62,12 @@ def of_leaves(kind: Kind, shapes: Tree, parties: int, dtype: str | None = None) 
     if parties == 1:
         return []
     return [
-        Message(kind, dtype or str(leaf.dtype), int(np.prod(leaf.shape)), parties)
+        Message(kind, dtype or str(leaf.dtype), math.prod(own_shape(leaf)), parties)
         for leaf in jax.tree.leaves(shapes)
     ]
+
+
+def own_shape(leaf: Any) -> tuple[int, ...]:
+    """What a device holds of an abstract array: all of it, if that has no sharding."""
+    sharding = getattr(leaf, "sharding", None)
+    return tuple(leaf.shape) if sharding is None else sharding.shard_shape(leaf.shape)

@@ -6,19 +6,26 @@ from typing import Literal
 from jax.sharding import Mesh
 
 from research.errors import UserError
-from research.exchange import Exchange, hierarchical_mean, mean
+from research.exchange import Exchange, adasum, hierarchical_mean, mean, powersgd, top_k, two_shot
+from research.exchange.codecs import CODECS
 from research.learning.local_updates import diloco, easgd, every_step, local_sgd, post_local_sgd
 from research.learning.rule import Rule
 from research.parallel.mesh import MeshConfig
+
+COMPRESSED = ("every_step", "local_sgd", "diloco")
+"""Rules whose exchange is a mean of gradients or moves."""
 
 
 @dataclass(frozen=True)
 class ExchangeConfig:
     """What replicas that differ exchange, and when."""
 
-    rule: Literal["none", "every_step", "local_sgd", "post_local_sgd", "diloco", "easgd"] = "none"
-    """every_step averages gradients; local_sgd, post_local_sgd and diloco average parameters after
-    some steps; easgd pulls replicas to a center; none: there is one model."""
+    rule: Literal[
+        "none", "every_step", "adasum", "local_sgd", "post_local_sgd", "diloco", "easgd"
+    ] = "none"
+    """every_step averages gradients, adasum adds up what is orthogonal in them; local_sgd,
+    post_local_sgd and diloco average parameters after some steps; easgd pulls replicas to a center;
+    none: there is one model."""
 
     replicas: int | None = None
     """Models that learn side by side, a multiple of --mesh.replica (None: as many)."""
@@ -41,6 +48,19 @@ class ExchangeConfig:
 
     groups: int = 1
     """Groups of replicas: means are taken inside them first, then between them (1: at once)."""
+
+    compression: Literal["none", "bfloat16", "int8", "sign", "qsgd", "top_k", "powersgd"] = "none"
+    """What becomes of gradients (every_step), or of what the steps since the last exchange did
+    (local_sgd, diloco), on the wire."""
+
+    rank: int = 4
+    """Columns of powersgd's factors."""
+
+    ratio: float = 0.01
+    """Share of the entries that top_k sends."""
+
+    correction: float = 0.0
+    """Momentum inside of top_k (the optimizer's own is then best 0)."""
 
     not_finite: Literal["stop", "drop"] = "stop"
     """What a gradient that is not finite does: stop the run, or leave its replica out of the
@@ -68,10 +88,23 @@ class ExchangeConfig:
             ("first-local-step", first, first is None or first >= 0, "0 or more, or None"),
             ("outer-learning-rate", rate, rate > 0, "more than 0"),
             ("outer-momentum", momentum, 0 <= momentum < 1, "0 or more, and below 1"),
+            ("rank", self.rank, self.rank >= 1, "1 or more"),
+            ("ratio", self.ratio, 0 < self.ratio <= 1, "more than 0, at most 1"),
+            ("correction", self.correction, 0 <= self.correction < 1, "0 or more, and below 1"),
             ("alpha", alpha, alpha is None or 0 < alpha < 1, "more than 0, and below 1"),
         ):
             if not fits:
                 raise UserError(f"--exchange.{name} {value} must be {wanted}")
+        if self.compression != "none" and self.rule not in COMPRESSED:
+            raise UserError(
+                f"--exchange.compression {self.compression} is not for --exchange.rule "
+                f"{self.rule}: use {', '.join(COMPRESSED)}"
+            )
+        if self.groups > 1 and (self.compression != "none" or self.rule in ("easgd", "adasum")):
+            raise UserError(
+                f"--exchange.groups {self.groups} is for plain means: use --exchange.groups 1 with "
+                f"--exchange.rule {self.rule} and --exchange.compression {self.compression}"
+            )
 
     def on(self, mesh: Mesh) -> "ExchangeConfig":
         """With the number of replicas, for `mesh`. Raises UserError where they do not divide."""
@@ -101,9 +134,14 @@ class ExchangeConfig:
 
     def build(self, steps: int) -> Rule:
         """The rule, for a run of `steps` steps; `replicas` are known (see `on`)."""
-        average = self._average()
+        average, count = self._average(), self.replicas or 1
         if self.rule == "every_step":
             return every_step(average)
+        if self.rule == "adasum":
+            return every_step(adasum(count))
+        if self.rule == "local_sgd" and self.compression != "none":
+            # Moves are compressed, not parameters: an outer rate of 1 adds up their mean.
+            return diloco(self.period, learning_rate=1.0, momentum=0.0, exchange=average)
         if self.rule == "local_sgd":
             return local_sgd(self.period, average)
         if self.rule == "post_local_sgd":
@@ -111,8 +149,16 @@ class ExchangeConfig:
             return post_local_sgd(self.period, first, average)
         if self.rule == "diloco":
             return diloco(self.period, self.outer_learning_rate, self.outer_momentum, average)
-        alpha = 0.9 / (self.replicas or 1) if self.alpha is None else self.alpha
+        alpha = 0.9 / count if self.alpha is None else self.alpha
         return easgd(self.period, alpha)
 
     def _average(self) -> Exchange:
-        return mean() if self.groups == 1 else hierarchical_mean(self.groups)
+        if self.groups > 1:
+            return hierarchical_mean(self.groups)
+        if self.compression == "top_k":
+            return top_k(self.ratio, self.correction)
+        if self.compression == "powersgd":
+            return powersgd(self.rank)
+        if self.compression in CODECS:
+            return two_shot(CODECS[self.compression](), self.replicas or 1)
+        return mean()

@@ -74,7 +74,7 @@ class Outer(NamedTuple):
     """DiLoCo's state."""
 
     start: Tree  # w̃: where all replicas last began
-    velocity: Tree  # m
+    velocity: Tree  # m; () without momentum
     exchange: Tree
 
 
@@ -94,16 +94,17 @@ def diloco(
     when = every(period)
 
     def init(parameters: Tree) -> Outer:
-        velocity = jax.tree.map(jnp.zeros_like, parameters)
+        velocity = jax.tree.map(jnp.zeros_like, parameters) if momentum else ()
         return Outer(parameters, velocity, exchange.init(parameters))
 
     def synchronize(parameters: Tree, state: Outer, moment: Moment) -> tuple[Tree, Outer]:
         moved = jax.tree.map(jnp.subtract, state.start, parameters)
         moved, inside = exchange.apply(moved, state.exchange, moment)
-        velocity = jax.tree.map(lambda m, d: momentum * m + d, state.velocity, moved)
-        start = jax.tree.map(
-            lambda w, d, m: w - learning_rate * (d + momentum * m), state.start, moved, velocity
-        )
+        velocity = state.velocity
+        if momentum:
+            velocity = jax.tree.map(lambda m, d: momentum * m + d, velocity, moved)
+            moved = jax.tree.map(lambda d, m: d + momentum * m, moved, velocity)
+        start = jax.tree.map(lambda w, d: w - learning_rate * d, state.start, moved)
         return start, Outer(start, velocity, inside)
 
     return Rule(
@@ -133,7 +134,7 @@ def easgd(period: int, alpha: float) -> Rule:
 
         forces = jax.tree.map(force, parameters, center)
         parameters = jax.tree.map(jnp.subtract, parameters, forces)
-        center = jax.tree.map(lambda c, e: c + moment.replicas.sum(e), center, forces)
+        center = moment.each(lambda spec, c, e: c + moment.replicas.sum(e, spec), center, forces)
         return parameters, center
 
     def sendings(shapes: Tree, replicas: Replicas) -> list[Sending]:

@@ -103,8 +103,12 @@ class Replicated:
         self.evaluate = jax.jit(
             lambda state, batch: one.evaluate(self._merged(state), batch), out_shardings=whole
         )
+        self._specs = tuple(sharding.spec for sharding in jax.tree.leaves(placed.parameters))
         self._distance = jax.jit(consensus_distance, out_shardings=whole)
-        self._sendings = rule.sendings(one.abstract_state.parameters, Replicas(count))
+        unsplit = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), one.abstract_state.parameters
+        )
+        self._sendings = rule.sendings(unsplit, Replicas(count))
 
     # The interface of `Synchronous` ---------------------------------------------------------------
 
@@ -142,12 +146,7 @@ class Replicated:
 
     def sendings(self) -> list[Sending]:
         """What a device of this mesh sends over `replica`, for those parts of arrays it holds."""
-
-        def part(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-
-        shapes = jax.tree.map(part, self.one.abstract_state.parameters)
-        return self.rule.sendings(shapes, self.replicas)
+        return self.rule.sendings(self.one.abstract_state.parameters, self.replicas)
 
     # A step -------------------------------------------------------------------------------------
 
@@ -204,7 +203,7 @@ class Replicated:
         """The rest of a step of one replica, among the others."""
         gradients, sums, buffers = jax.lax.optimization_barrier(learned)
         alive = _finite(gradients, sums.totals.loss) if self._drop else None
-        moment = Moment(self.replicas, step, number, self._key(step), alive)
+        moment = Moment(self.replicas, step, number, self._key(step), alive, self._specs)
         gradients, inside = self.rule.on_gradients(gradients, replica.exchange, moment)
         updates, optimizer = self.one.optimizer.update(
             gradients, replica.optimizer, replica.parameters

@@ -40,7 +40,8 @@ class Rule(NamedTuple):
     on_parameters: Apply
     """`on_parameters(parameters, state, moment)`: the parameters after the step, and the state."""
     sendings: Callable[[Tree, Replicas], list[Sending]]
-    """`sendings(shapes, replicas)`: what a device sends that holds parameters of `shapes`."""
+    """`sendings(shapes, replicas)`: what a device sends for such parameters, as `messages` of an
+    exchange."""
 
 
 def bytes_at(sendings: list[Sending], step: int) -> int:

@@ -81,6 +81,14 @@ RULES = {
     "post_local_sgd": ExchangeConfig("post_local_sgd", period=2, first_local_step=1),
     "diloco": ExchangeConfig("diloco", period=2),
     "easgd": ExchangeConfig("easgd", period=2, alpha=0.1),
+    "adasum": ExchangeConfig("adasum"),
+    "bfloat16": ExchangeConfig("every_step", compression="bfloat16"),
+    "int8": ExchangeConfig("every_step", compression="int8"),
+    "sign": ExchangeConfig("every_step", compression="sign"),
+    "qsgd": ExchangeConfig("every_step", compression="qsgd"),
+    "top_k": ExchangeConfig("every_step", compression="top_k", ratio=0.05, correction=0.5),
+    "powersgd": ExchangeConfig("every_step", compression="powersgd", rank=2),
+    "int8-diloco": ExchangeConfig("diloco", compression="int8", period=2),
 }
 
 
@@ -89,18 +97,19 @@ class Place(NamedTuple):
 
     mesh: MeshConfig
     replicas: int
-    model: str = "mlp"
+    model: str = "table"
     microbatches: int = 1
 
 
 PLACES = {
     "replica8": Place(MeshConfig(replica=8), 8),
-    "replica4-tensor2": Place(MeshConfig(replica=4, tensor=2), 4, "small"),
+    "replica4-tensor2": Place(MeshConfig(replica=4, tensor=2), 4),
     "replica4-fsdp2-two-a-device": Place(MeshConfig(replica=4, data=1, fsdp=2), 8),
-    "replica2-stage2-data2": Place(MeshConfig(replica=2, stage=2, data=2), 2, "small", 2),
+    "replica2-stage2-data2": Place(MeshConfig(replica=2, stage=2, data=2), 2, "text", 2),
 }
-# Programs of a pipeline take long to compile, and a rule sees nothing of it: two stand for all.
-PIPELINED_RULES = ("every_step", "diloco")
+# Every program takes its time to compile: where a rule sees nothing new, three stand for all.
+EVERYWHERE = ("every_step", "diloco", "sign")
+COMMON = ("replica4-tensor2", "replica4-fsdp2-two-a-device")
 
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
 TEXT = Specification(shape=(16,), classes=65)
@@ -170,9 +179,6 @@ class Case:
         return made
 
 
-# For replicas: there are many programs to compile.
-SMALL = TransformerConfig(layers=2, width=16, heads=2, dropout=0.1, vocabulary_size=72)
-
 MODELS = {
     "gpt2": Case(GPT2, TEXT),
     "llama": Case(LLAMA, TEXT),
@@ -185,6 +191,14 @@ MODELS = {
     "resnet-group": Case(ResNetConfig(width=8, groups=4), IMAGES, kinked=True),
     "resnet-batch": Case(ResNetConfig(width=8, normalization="batch"), IMAGES, kinked=True),
     "linear": Case(LinearConfig(), TABLE),
+}
+
+# For replicas: there are many programs to compile. Most arrays can be cut for all compressions.
+SMALL = {
+    "text": Case(
+        TransformerConfig(layers=2, width=16, heads=2, dropout=0.1, vocabulary_size=72), TEXT
+    ),
+    "table": Case(MLPConfig(widths=(64,), activation="tanh", dropout=0.1), TABLE),
 }
 
 Trace = list[tuple[float, Any]]
@@ -299,12 +313,21 @@ def rule(request: pytest.FixtureRequest) -> ExchangeConfig:
     return chosen
 
 
+ROUNDING = ("bfloat16", "int8", "sign", "qsgd", "top_k")
+"""Compressions that choose: a number as close to the border between two levels as its rounding may
+become one or the other."""
+
+
 class Replicas(NamedTuple):
     """A rule at a place."""
 
     exchange: ExchangeConfig
     place: Place
     case: Case
+
+    @property
+    def rounds(self) -> bool:
+        return self.exchange.compression in ROUNDING
 
     def run(self, mesh: MeshConfig | None = None) -> "Run":
         """On the place's mesh, or on as few devices as another one has."""
@@ -321,20 +344,26 @@ class Replicas(NamedTuple):
 
 @pytest.fixture(
     params=[
-        (rule, place)
-        for rule in RULES
-        for place in PLACES
-        if PLACES[place].mesh.stage == 1 or rule in PIPELINED_RULES
+        (rule, place) for rule in RULES for place in PLACES if place in COMMON or rule in EVERYWHERE
     ],
     ids="-".join,
 )
 def replicas(request: pytest.FixtureRequest) -> Replicas:
     rule, place = RULES[request.param[0]], PLACES[request.param[1]]
     exchange = replace(rule, replicas=place.replicas)
-    return Replicas(exchange, place, _small if place.model == "small" else MODELS[place.model])
+    return Replicas(exchange, place, SMALL[place.model])
 
 
-_small = Case(SMALL, TEXT)
+@pytest.fixture
+def rounding() -> tuple[str, ...]:
+    """Compressions that choose between levels."""
+    return ROUNDING
+
+
+@pytest.fixture
+def small() -> dict[str, Case]:
+    """What replicas learn."""
+    return SMALL
 
 
 @pytest.fixture

@@ -213,22 +213,35 @@ def test_bfloat16_computes_over_float32_parameters(
 # Replicas that differ -------------------------------------------------------------------------
 
 
+def norm(tree: Any) -> float:
+    return float(
+        np.sqrt(sum(np.sum(leaf.astype(np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
+    )
+
+
 def test_replicas_learn_on_a_mesh_what_they_learn_on_one_device(replicas: Any) -> None:
     """Gradients are those of every replica: [replicas, ...] each."""
     alone = replicas.run(MeshConfig())
     initial = alone.init()
     trace = alone.trace(initial)
     here = replicas.run()
-    assert_equal_traces(here.trace(initial), trace)
-    # What gradients do not tell: where an exchange of parameters left them, and what it remembers.
+    its_trace = here.trace(initial)
     states = [jax.device_get(run.state).replicas for run in (here, alone)]
-    for part in ("parameters", "exchange"):
-        mine, its = (getattr(state, part) for state in states)
-        assert not jax.tree.leaves(its) or worst(mine, its)[0] <= GRADIENTS
-    assert here.evaluate().loss == pytest.approx(alone.evaluate().loss, rel=RELATIVE)
+    if replicas.rounds:  # a number here or there is on another level, and nearly all are not
+        assert [loss for loss, _ in its_trace] == pytest.approx([x for x, _ in trace], rel=1e-3)
+        apart = jax.tree.map(np.subtract, states[0].parameters, states[1].parameters)
+        moved = jax.tree.map(np.subtract, states[1].parameters, initial.replicas.parameters)
+        assert norm(apart) <= 0.02 * norm(moved)
+    else:
+        assert_equal_traces(its_trace, trace)
+        # What gradients do not tell: where an exchange left parameters, and what it remembers.
+        for part in ("parameters", "exchange"):
+            mine, its = (getattr(state, part) for state in states)
+            assert not jax.tree.leaves(its) or worst(mine, its)[0] <= GRADIENTS
+        assert here.evaluate().loss == pytest.approx(alone.evaluate().loss, rel=RELATIVE)
     # Every replica has data of its own, or there would be nothing to exchange.
     gradients = jax.tree.leaves(trace[0][1])[-1]
-    averaged = replicas.exchange.rule in ("every_step", "post_local_sgd")
+    averaged = replicas.exchange.rule in ("every_step", "adasum", "post_local_sgd")
     assert (np.ptp(gradients, axis=0).max() > 1e-4) != averaged
 
 

@@ -26,20 +26,21 @@ def assert_close(one: Any, other: Any) -> None:
         )
 
 
-def test_a_plan_changes_nothing(rule: Any, table: Any, run: Any) -> None:
-    case = table["mlp"]
+def test_a_plan_changes_nothing(rule: Any, small: Any, run: Any, rounding: Any) -> None:
+    case = small["table"]
     exchange = replace(rule, replicas=REPLICAS)
     assert case.model.dropout > 0  # and draws are those of a replica, wherever it is
-
-    def states(devices: int, plan: str) -> tuple[list[float], Any]:
-        plan_of = replace(exchange, plan=plan)
-        here = run(case, MeshConfig(replica=devices), devices, exchange=plan_of)
-        trace = here.trace(here.init(), 5)
-        return [loss for loss, _ in trace], jax.device_get(here.state)
-
-    losses, state = states(REPLICAS, "scan")
+    first = run(case, MeshConfig(replica=REPLICAS), REPLICAS, exchange=exchange)
+    initial = first.init()
+    losses = [loss for loss, _ in first.trace(initial, 5)]
+    state = jax.device_get(first.state)
     assert max(losses) - min(losses) > 1e-3
-    for devices, plan in ((2, "scan"), (2, "vmap")):
-        its_losses, its_state = states(devices, plan)
-        assert its_losses == pytest.approx(losses, rel=RELATIVE), (devices, plan)
+    for plan in ("scan", "vmap"):
+        here = run(case, MeshConfig(replica=2), 2, exchange=replace(exchange, plan=plan))
+        its_losses = [loss for loss, _ in here.trace(initial, 5)]
+        its_state = jax.device_get(here.state)
+        if exchange.compression in rounding:  # tolerance and reason are those of test_layout.py
+            assert its_losses == pytest.approx(losses, rel=1e-3), plan
+            continue
+        assert its_losses == pytest.approx(losses, rel=RELATIVE), plan
         assert_close(its_state, state)

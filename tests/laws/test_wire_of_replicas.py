@@ -16,7 +16,14 @@ from research.learning import ExchangeConfig
 from research.parallel.mesh import MeshConfig
 
 KINDS = ("all-reduce", "reduce-scatter", "all-to-all", "all-gather", "collective-permute")
-TYPES = {"f32": "float32", "bf16": "bfloat16", "s8": "int8", "u8": "uint8", "s32": "int32"}
+TYPES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "u16": "uint16",
+    "s8": "int8",
+    "u8": "uint8",
+    "s32": "int32",
+}
 LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\((.*)")
 
 
@@ -26,6 +33,13 @@ def groups_of(line: str) -> np.ndarray:
         return np.array(re.findall(r"\{?(\d+),(\d+)", pairs[0]), int)
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
         return np.array([g.split(",") for g in re.findall(r"\{([\d,]+)\}", listed[1])], int)
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        among = re.findall(r"'(\w+)'", named[2])
+        devices = np.arange(prod(axes.values())).reshape(list(axes.values()))
+        last = [list(axes).index(name) for name in among]
+        devices = np.moveaxis(devices, last, range(-len(last), 0))
+        return devices.reshape(-1, prod(axes[name] for name in among))
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     assert iota, line
     shape, dims, order = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
