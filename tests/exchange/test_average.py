@@ -1,48 +1,23 @@
 """Averages, and the collectives under them, against NumPy; bytes against formulas."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from research.exchange import Message, Moment, Replicas, chain, hierarchical_mean, mean, sent
 from research.exchange.exchange import Exchange
-from research.exchange.replicas import DEVICE, SEAT
-from research.parallel.mesh import MeshConfig
 
 X = np.random.default_rng(0).normal(size=(8, 3, 5)).astype(np.float32)
-
-
-def seen(function: Callable[..., Any], replicas: Replicas, *stacked: Any) -> Any:
-    """`function(number, *parts)` of all 8 replicas, on as many devices as `replicas` has."""
-    mesh = MeshConfig(replica=replicas.devices).build(jax.devices()[: replicas.devices])
-
-    def device(numbers: jax.Array, *parts: Any) -> Any:
-        if replicas.seats == 1:
-            one = function(*jax.tree.map(lambda leaf: leaf[0], (numbers, *parts)))
-            return jax.tree.map(lambda leaf: leaf[None], one)
-        return jax.vmap(function, axis_name=SEAT)(numbers, *parts)
-
-    with jax.set_mesh(mesh):
-        run = jax.shard_map(
-            device,
-            in_specs=P(DEVICE),
-            out_specs=P(DEVICE),
-            axis_names={DEVICE},
-            check_vma=False,
-        )
-        return jax.device_get(jax.jit(run)(jnp.arange(replicas.count), *stacked))
 
 
 LIE = [Replicas(8), Replicas(4, 2), Replicas(2, 4), Replicas(1, 8)]
 
 
 @pytest.mark.parametrize("replicas", LIE, ids=str)
-def test_collectives_are_those_of_the_stacked_array(replicas: Replicas) -> None:
+def test_collectives_are_those_of_the_stacked_array(replicas: Replicas, seen: Any) -> None:
     def all_of_them(number: jax.Array, x: jax.Array) -> Any:
         return (
             replicas.sum(x),
@@ -60,7 +35,7 @@ def test_collectives_are_those_of_the_stacked_array(replicas: Replicas) -> None:
     np.testing.assert_array_equal(traded, X[None] * factors)
 
 
-def averaged(exchange: Exchange, replicas: Replicas, alive: Any = None) -> Any:
+def averaged(seen: Any, exchange: Exchange, replicas: Replicas, alive: Any = None) -> Any:
     def one(number: jax.Array, x: jax.Array, alive: jax.Array | None = None) -> Any:
         moment = Moment(replicas, jnp.int32(0), number, jax.random.key(0), alive)
         return exchange.apply({"w": x}, exchange.init({"w": x}), moment)[0]["w"]
@@ -70,22 +45,24 @@ def averaged(exchange: Exchange, replicas: Replicas, alive: Any = None) -> Any:
 
 @pytest.mark.parametrize("replicas", LIE, ids=str)
 @pytest.mark.parametrize("groups", [None, 1, 2, 4, 8])
-def test_a_mean_in_two_levels_is_the_mean(replicas: Replicas, groups: int | None) -> None:
+def test_a_mean_in_two_levels_is_the_mean(
+    replicas: Replicas, groups: int | None, seen: Any
+) -> None:
     exchange = mean() if groups is None else hierarchical_mean(groups)
     expected = np.broadcast_to(X.mean(0), X.shape)
-    np.testing.assert_allclose(averaged(exchange, replicas), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(averaged(seen, exchange, replicas), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("exchange", [mean(), hierarchical_mean(2)])
 @pytest.mark.parametrize("replicas", [Replicas(8), Replicas(4, 2)], ids=str)
 def test_the_dead_give_nothing_and_get_the_mean_of_the_living(
-    exchange: Exchange, replicas: Replicas
+    exchange: Exchange, replicas: Replicas, seen: Any
 ) -> None:
     alive = np.array([1, 1, 0, 1, 1, 0, 0, 1], bool)
     before = X.copy()
     try:
         X[2], X[5] = np.nan, np.inf
-        got = averaged(exchange, replicas, alive)
+        got = averaged(seen, exchange, replicas, alive)
     finally:
         X[:] = before
     np.testing.assert_allclose(
@@ -107,7 +84,7 @@ def test_what_is_sent_is_what_rings_send() -> None:
         assert Message(kind, "bfloat16", 15, 8).sent == sends
 
 
-def test_a_chain_is_one_after_another() -> None:
+def test_a_chain_is_one_after_another(seen: Any) -> None:
     def doubling(like: Any) -> Any:
         return jnp.zeros(())
 
@@ -117,7 +94,7 @@ def test_a_chain_is_one_after_another() -> None:
         lambda shapes, replicas: [Message("all-gather", "int8", 1, replicas.devices)],
     )
     both = chain(double, mean(), double)
-    got = averaged(both, Replicas(8))
+    got = averaged(seen, both, Replicas(8))
     np.testing.assert_allclose(got, np.broadcast_to(4 * X.mean(0), X.shape), rtol=1e-5, atol=1e-6)
     like = {"w": jax.ShapeDtypeStruct((3, 5), jnp.float32)}
     assert sent(both.messages(like, Replicas(8))) == 105 + 2 * 7

@@ -158,6 +158,22 @@ def test_bytes_are_counted_in_the_steps_that_send_them(rule: Rule, steps: list[i
             "alpha 1.5 must be more than 0",
         ),
         (ExchangeConfig("local_sgd", groups=0), MeshConfig(), "--exchange.groups 0 must be 1"),
+        (ExchangeConfig("every_step", rank=0), MeshConfig(), "--exchange.rank 0 must be 1 or more"),
+        (
+            ExchangeConfig("every_step", ratio=0.0),
+            MeshConfig(),
+            "--exchange.ratio 0.0 must be more",
+        ),
+        (
+            ExchangeConfig("easgd", compression="int8"),
+            MeshConfig(),
+            "--exchange.compression int8 is not for --exchange.rule easgd: use every_step, local",
+        ),
+        (
+            ExchangeConfig("every_step", compression="int8", groups=2),
+            MeshConfig(),
+            "--exchange.groups 2 is for plain means",
+        ),
         (
             ExchangeConfig("post_local_sgd", first_local_step=-1),
             MeshConfig(),
