@@ -9,7 +9,8 @@ optax optimizer and its schedule.
 from research.learning.exchange_config import ExchangeConfig
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
-from research.learning.replicated import Replicated, ReplicatedState
+from research.learning.replicated import Replicated
+from research.learning.replicated_state import ReplicatedState
 from research.learning.rule import Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 

@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from research.errors import UserError
 from research.exchange import Exchange, adasum, hierarchical_mean, mean, powersgd, top_k, two_shot
 from research.exchange.codecs import CODECS
+from research.exchange.topology import offsets
+from research.learning.gossip import dpsgd, sgp
 from research.learning.local_updates import diloco, easgd, every_step, local_sgd, post_local_sgd
 from research.learning.rule import Rule
 from research.parallel.mesh import MeshConfig
@@ -21,11 +23,19 @@ class ExchangeConfig:
     """What replicas that differ exchange, and when."""
 
     rule: Literal[
-        "none", "every_step", "adasum", "local_sgd", "post_local_sgd", "diloco", "easgd"
+        "none",
+        "every_step",
+        "adasum",
+        "local_sgd",
+        "post_local_sgd",
+        "diloco",
+        "easgd",
+        "dpsgd",
+        "sgp",
     ] = "none"
     """every_step averages gradients, adasum adds up what is orthogonal in them; local_sgd,
     post_local_sgd and diloco average parameters after some steps; easgd pulls replicas to a center;
-    none: there is one model."""
+    dpsgd and sgp mix parameters with neighbors, every step; none: there is one model."""
 
     replicas: int | None = None
     """Models that learn side by side, a multiple of --mesh.replica (None: as many)."""
@@ -48,6 +58,9 @@ class ExchangeConfig:
 
     groups: int = 1
     """Groups of replicas: means are taken inside them first, then between them (1: at once)."""
+
+    graph: Literal["ring", "torus", "exponential", "complete"] = "ring"
+    """Whose neighbor a replica of dpsgd is (sgp has one peer a step, on the exponential graph)."""
 
     compression: Literal["none", "bfloat16", "int8", "sign", "qsgd", "top_k", "powersgd"] = "none"
     """What becomes of gradients (every_step), or of what the steps since the last exchange did
@@ -100,7 +113,8 @@ class ExchangeConfig:
                 f"--exchange.compression {self.compression} is not for --exchange.rule "
                 f"{self.rule}: use {', '.join(COMPRESSED)}"
             )
-        if self.groups > 1 and (self.compression != "none" or self.rule in ("easgd", "adasum")):
+        grouped = ("none", "every_step", "local_sgd", "post_local_sgd", "diloco")
+        if self.groups > 1 and (self.compression != "none" or self.rule not in grouped):
             raise UserError(
                 f"--exchange.groups {self.groups} is for plain means: use --exchange.groups 1 with "
                 f"--exchange.rule {self.rule} and --exchange.compression {self.compression}"
@@ -149,6 +163,10 @@ class ExchangeConfig:
             return post_local_sgd(self.period, first, average)
         if self.rule == "diloco":
             return diloco(self.period, self.outer_learning_rate, self.outer_momentum, average)
+        if self.rule == "dpsgd":
+            return dpsgd(offsets(self.graph, count), count)
+        if self.rule == "sgp":
+            return sgp(count)
         alpha = 0.9 / count if self.alpha is None else self.alpha
         return easgd(self.period, alpha)
 

@@ -14,7 +14,7 @@ What crosses the wire over `replica` is the rule's, and some scalars of metrics.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,38 +25,18 @@ from jax.sharding import PartitionSpec as P
 from research.exchange import Moment, Replicas
 from research.exchange.replicas import DEVICE, SEAT
 from research.learning.gradients import Batch, Sums, Tree
+from research.learning.replicated_state import (
+    Replica,
+    ReplicatedState,
+    consensus_distance,
+    in_front,
+    like_parameters,
+)
 from research.learning.rule import Rule, Sending, bytes_at, bytes_before
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
 Plan = Literal["scan", "vmap"]
 Observations = dict[str, Any]
-
-
-class Replica(NamedTuple):
-    """What a replica has for itself; in a state every array is [replicas, ...]."""
-
-    parameters: Tree
-    buffers: Tree
-    optimizer: Tree
-    exchange: Tree  # the rule's state
-    dropped: jax.Array  # [] int32: steps in which it was left out
-
-
-class ReplicatedState(NamedTuple):
-    """All that a step changes."""
-
-    step: jax.Array  # [] int32, the same for all
-    replicas: Replica
-
-    @property
-    def parameters(self) -> Tree:
-        """[replicas, ...] each."""
-        return self.replicas.parameters
-
-    @property
-    def optimizer(self) -> Tree:
-        """[replicas, ...] each."""
-        return self.replicas.optimizer
 
 
 class Replicated:
@@ -86,10 +66,10 @@ class Replicated:
         self.shardings: Any = ReplicatedState(
             step=whole,  # type: ignore[arg-type]
             replicas=Replica(
-                parameters=jax.tree.map(_in_front, placed.parameters),
-                buffers=jax.tree.map(_in_front, placed.buffers),
-                optimizer=jax.tree.map(_in_front, placed.optimizer),
-                exchange=_like_parameters(shapes.replicas.exchange, shapes.parameters, placed),
+                parameters=jax.tree.map(in_front, placed.parameters),
+                buffers=jax.tree.map(in_front, placed.buffers),
+                optimizer=jax.tree.map(in_front, placed.optimizer),
+                exchange=like_parameters(shapes.replicas.exchange, shapes.parameters, placed),
                 dropped=first,  # type: ignore[arg-type]
             ),
         )
@@ -137,8 +117,10 @@ class Replicated:
     def observe(self, step: int, state: ReplicatedState) -> Observations:
         """After `step` updates: `bytes_sent` by a replica in the last of them and
         `bytes_sent_total` in all (as the rule states them, one replica a device, whatever the
-        mesh), and the `consensus_distance`, 0 right after parameters were averaged."""
+        mesh), and the `consensus_distance`, 0 right after parameters were averaged; and what the
+        rule tells of itself, such as a `spectral_gap`."""
         return {
+            **self.rule.facts,
             "bytes_sent": bytes_at(self._sendings, step - 1),
             "bytes_sent_total": bytes_before(self._sendings, step),
             "consensus_distance": self._distance(state.parameters),
@@ -272,13 +254,6 @@ class Replicated:
         )
 
 
-def consensus_distance(parameters: Tree) -> jax.Array:
-    """√(1/n · Σ_r ‖w_r - w̄‖²) of `parameters` [replicas, ...]: how far the replicas are apart."""
-    apart = jax.tree.map(lambda leaf: leaf - jnp.mean(leaf, axis=0, keepdims=True), parameters)
-    count = jax.tree.leaves(parameters)[0].shape[0]
-    return optax.tree.norm(apart) / jnp.sqrt(count)
-
-
 def _finite(*trees: Tree) -> jax.Array:
     return jnp.isfinite(sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(trees)))
 
@@ -291,30 +266,3 @@ def _chosen(condition: jax.Array | None, tree: Tree, otherwise: Tree) -> Tree:
 
 def _only(leaf: jax.Array) -> jax.Array:
     return leaf[0]
-
-
-def _in_front(sharding: NamedSharding) -> NamedSharding:
-    return NamedSharding(sharding.mesh, P(DEVICE, *sharding.spec))
-
-
-def _like_parameters(state: Tree, parameters: Tree, placed: TrainState) -> Tree:
-    """Shardings of a rule's `state`: an array that stands for a parameter, by the end of its path
-    and its shape, lies as that does."""
-    known = {
-        path: (leaf.shape, _in_front(sharding))
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(parameters),
-            jax.tree.leaves(placed.parameters),
-            strict=True,
-        )
-    }
-    whole = NamedSharding(jax.tree.leaves(placed.step)[0].mesh, P(DEVICE))
-
-    def lies(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        for start in range(len(path)):
-            shape, sharding = known.get(path[start:], (None, whole))
-            if shape == leaf.shape:
-                return sharding
-        return whole
-
-    return jax.tree_util.tree_map_with_path(lies, state)

@@ -9,7 +9,8 @@ then stands in a `jax.lax.cond`, so that it costs its share of the time only; `w
 compiled step and in the account of what is sent, so that the two cannot differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,8 @@ class Rule(NamedTuple):
     sendings: Callable[[Tree, Replicas], list[Sending]]
     """`sendings(shapes, replicas)`: what a device sends for such parameters, as `messages` of an
     exchange."""
+    facts: Mapping[str, float] = MappingProxyType({})
+    """Numbers that are logged with every record."""
 
 
 def bytes_at(sendings: list[Sending], step: int) -> int:

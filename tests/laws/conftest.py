@@ -82,6 +82,8 @@ RULES = {
     "diloco": ExchangeConfig("diloco", period=2),
     "easgd": ExchangeConfig("easgd", period=2, alpha=0.1),
     "adasum": ExchangeConfig("adasum"),
+    "dpsgd": ExchangeConfig("dpsgd", graph="torus"),
+    "sgp": ExchangeConfig("sgp"),
     "bfloat16": ExchangeConfig("every_step", compression="bfloat16"),
     "int8": ExchangeConfig("every_step", compression="int8"),
     "sign": ExchangeConfig("every_step", compression="sign"),

@@ -162,7 +162,7 @@ def test_bytes_are_counted_in_the_steps_that_send_them(rule: Rule, steps: list[i
         (
             ExchangeConfig("every_step", ratio=0.0),
             MeshConfig(),
-            "--exchange.ratio 0.0 must be more",
+            "ratio 0.0 must be more",
         ),
         (
             ExchangeConfig("easgd", compression="int8"),
