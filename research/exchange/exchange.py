@@ -73,3 +73,11 @@ def chain(*exchanges: Exchange) -> Exchange:
         ]
 
     return Exchange(init, apply, messages)
+
+
+def named(tree: Tree) -> list[tuple[str, Any]]:
+    """Arrays by the keys on their way, such as `blocks.mlp.up.kernel`."""
+    return [
+        (".".join(str(getattr(key, "key", key)) for key in path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 from research.errors import UserError
 from research.exchange.average import average
-from research.exchange.exchange import Exchange, Moment
+from research.exchange.exchange import Exchange, Moment, named
 from research.exchange.message import Message, of_leaves
 from research.exchange.replicas import Replicas
 from research.models.model import LAYERS
@@ -46,7 +46,7 @@ def powersgd(rank: int, seed: int = 0) -> Exchange:
 
     def init(like: Tree) -> LowRank:
         right = {}
-        for number, (name, leaf) in enumerate(_named(like)):
+        for number, (name, leaf) in enumerate(named(like)):
             if (form := matrices(name, leaf.shape, rank)) is not None:
                 key = jax.random.fold_in(jax.random.key(seed), number)
                 right[name] = jax.random.normal(key, (form[0], form[2], rank), leaf.dtype)
@@ -61,7 +61,7 @@ def powersgd(rank: int, seed: int = 0) -> Exchange:
         results, errors, right = [], [], dict(state.right)
         specs = moment.specs or (None,) * len(jax.tree.leaves(tree))
         for spec, (name, x), e in zip(
-            specs, _named(tree), jax.tree.leaves(state.error), strict=True
+            specs, named(tree), jax.tree.leaves(state.error), strict=True
         ):
             form = matrices(name, x.shape, rank)
             if form is None:
@@ -81,7 +81,7 @@ def powersgd(rank: int, seed: int = 0) -> Exchange:
 
     def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
         made: list[Message] = []
-        for name, leaf in _named(shapes):
+        for name, leaf in named(shapes):
             form = matrices(name, leaf.shape, rank)
             if form is None:
                 made += of_leaves("all-reduce", leaf, replicas.devices)
@@ -126,11 +126,3 @@ def matrices(name: str, shape: tuple[int, ...], rank: int) -> Matrices | None:
     if rank * (rows + columns) >= rows * columns:
         return None
     return count, rows, columns
-
-
-def _named(tree: Tree) -> list[tuple[str, Any]]:
-    """Arrays by the keys on their way, such as `blocks.mlp.up.kernel`."""
-    return [
-        (".".join(str(getattr(key, "key", key)) for key in path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]

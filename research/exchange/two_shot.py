@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from research.exchange.average import average
-from research.exchange.exchange import Exchange, Moment
+from research.exchange.exchange import Exchange, Moment, named
 from research.exchange.message import Message, of_leaves
 from research.exchange.parts import divides, elements_of_a_part, join, spec_of_parts, split
 from research.exchange.replicas import Replicas
@@ -47,10 +47,10 @@ class Codec(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What compression left; zeros, and empty, for an array that is not compressed."""
+    """What compression left."""
 
     own: Tree  # e: like the arrays
-    part: Tree  # d: [1, lanes, ...] of each, like a part of it
+    part: dict[str, jax.Array]  # d [1, lanes, ...] of each compressed array, by name
 
 
 def two_shot(codec: Codec, count: int) -> Exchange:
@@ -60,29 +60,33 @@ def two_shot(codec: Codec, count: int) -> Exchange:
         return divides(tuple(leaf.shape), count, codec.lanes)
 
     def init(like: Tree) -> Any:
-        def part(x: jax.Array) -> jax.Array:
-            if not is_cut(x):
-                return jnp.zeros((0,), x.dtype)
-            return jnp.zeros_like(split(x, count, codec.lanes)[:1])
-
         if not codec.feedback:
             return ()
-        return Errors(jax.tree.map(jnp.zeros_like, like), jax.tree.map(part, like))
+        parts = {
+            name: jnp.zeros_like(split(x, count, codec.lanes)[:1])
+            for name, x in named(like)
+            if is_cut(x)
+        }
+        return Errors(jax.tree.map(jnp.zeros_like, like), parts)
 
     def apply(tree: Tree, state: Any, moment: Moment) -> tuple[Tree, Any]:
         leaves, structure = jax.tree.flatten(tree)
-        errors: list[Errors | None] = [None] * len(leaves)
-        if state:
-            errors = [Errors(*each) for each in zip(*map(jax.tree.leaves, state), strict=True)]
+        names = [name for name, _ in named(tree)]
+        own = jax.tree.leaves(state.own) if state else []
+        parts = dict(state.part) if state else {}
         averages = []
-        for number, x in enumerate(leaves):
-            if is_cut(x):
-                x, errors[number] = _compressed(codec, x, errors[number], moment, number)
-            else:
-                x = average(x, moment, moment.specs[number] if moment.specs else None)
-            averages.append(x)
+        for number, (name, x) in enumerate(zip(names, leaves, strict=True)):
+            if not is_cut(x):
+                spec = moment.specs[number] if moment.specs else None
+                averages.append(average(x, moment, spec))
+                continue
+            error = (own[number], parts[name]) if state else None
+            result, error = _compressed(codec, x, error, moment, number)
+            averages.append(result)
+            if error is not None:
+                own[number], parts[name] = error
         if state:
-            state = Errors(*(jax.tree.unflatten(structure, e) for e in zip(*errors, strict=True)))
+            state = Errors(jax.tree.unflatten(structure, own), parts)
         return jax.tree.unflatten(structure, averages), state
 
     def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
@@ -103,29 +107,33 @@ def two_shot(codec: Codec, count: int) -> Exchange:
     return Exchange(init, apply, messages)
 
 
+Error = tuple[jax.Array, jax.Array]
+"""Of one array: e, d."""
+
+
 def _compressed(
-    codec: Codec, x: jax.Array, error: Errors | None, moment: Moment, number: int
-) -> tuple[jax.Array, Errors | None]:
+    codec: Codec, x: jax.Array, error: Error | None, moment: Moment, number: int
+) -> tuple[jax.Array, Error | None]:
     """The mean of `x`, leaf `number` of its tree."""
     replicas, alive = moment.replicas, moment.alive
     count = replicas.count
     key = jax.random.fold_in(moment.own_key, number)
     lies = _lies(x, codec, moment, number)
     whole = x if alive is None else jnp.where(alive, x, 0)
-    whole = whole if error is None else whole + error.own
+    whole = whole if error is None else whole + error[0]
     (cut,) = lies.guard((split(whole, count, codec.lanes),))
     code = lies.guard(codec.encode(cut, key))
     received = codec.decode(lies.guard(tuple(replicas.trade(a, lies.of(a)) for a in code)))
     (part,) = lies.guard((_mean(received, moment),))  # [1, lanes, ...]
-    part = part if error is None else part + error.part
+    part = part if error is None else part + error[1]
     its_code = lies.guard(codec.encode(part, jax.random.fold_in(key, count)))
     codes = lies.guard(tuple(replicas.gather(a[0], _without_first(lies.of(a))) for a in its_code))
     result = join(codec.decode(codes), x.shape)
     if error is None:
         return result, None
     own = whole - join(codec.decode(code), x.shape)
-    own = own if alive is None else jnp.where(alive, own, error.own)
-    return result, Errors(own, part - codec.decode(its_code))
+    own = own if alive is None else jnp.where(alive, own, error[0])
+    return result, (own, part - codec.decode(its_code))
 
 
 def _mean(received: jax.Array, moment: Moment) -> jax.Array:

@@ -101,11 +101,13 @@ def test_nothing_is_lost_but_what_the_errors_hold(name: str, run: Any) -> None:
     )()
     held = jax.tree.map(lambda leaf: leaf.mean(0), own)
     if name in CODECS:  # every replica holds the error of its part of the mean
-        for path, leaf in (("kernel", held["blocks"]), ("bias", held)):
-            part = (state.part["blocks"] if path == "kernel" else state.part)[path]
-            if part.shape[1]:
-                cut = part[:, 0]  # [replicas, lanes, ...]
-                leaf[path] = leaf[path] + np.asarray(join(jnp.asarray(cut), leaf[path].shape))
+        for name, key, leaves in (
+            ("blocks.kernel", "kernel", held["blocks"]),
+            ("bias", "bias", held),
+        ):
+            if name in state.part:  # [replicas, 1, lanes, ...]
+                part = join(jnp.asarray(state.part[name][:, 0]), leaves[key].shape)
+                leaves[key] = leaves[key] + np.asarray(part)
     expected = jax.tree.map(np.subtract, total(means()), held)
     got = jax.tree.map(lambda leaf: leaf[0], total(results))
     assert_close(got, expected)

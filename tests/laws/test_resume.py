@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from research.data import Batches, TextConfig
-from research.parallel.layout import batch_sharding, rows_of_this_process
+from research.parallel.layout import batch_sharding, place, rows_of_this_process
 from research.parallel.mesh import MeshConfig
+from research.training.checkpoints import Checkpoints
 
 STEPS = 24
 # Dropout is on: its draws, too, have to be those of the step. And a schedule: so has the rate.
@@ -245,6 +247,36 @@ def test_replicas_that_differ_are_resumed_bit_for_bit_and_on_other_meshes(
         words = ["--cpu-devices", devices, "--mesh.replica", devices, "--mesh.fsdp", 1]
         research("resume", other, *words, "--run.steps", 10)
         assert losses(other) == pytest.approx(losses(whole), rel=RELATIVE)
+
+
+def test_every_rule_goes_on_bit_for_bit_from_a_checkpoint(
+    rule: Any, small: Any, run: Any, tmp_path: Path
+) -> None:
+    """Whatever a rule remembers is in the checkpoint: errors, momenta, centers, weights."""
+    exchange = replace(rule, replicas=4)
+    here = run(small["table"], MeshConfig(replica=2, data=1, fsdp=2), 4, exchange=exchange)
+    learner = here.learner
+    batches = [place(rows, here.sharding, 16) for rows in small["table"].batches(5)]
+
+    def go_on(state: Any, batches: list[Any]) -> tuple[list[float], Any]:
+        losses = []
+        for batch in batches:
+            state, metrics = learner.step(state, batch)
+            losses.append(float(metrics["loss"]))
+        return losses, state
+
+    with jax.set_mesh(here.mesh):
+        whole, last = go_on(learner.init(), batches)
+        _, middle = go_on(learner.init(), batches[:3])  # between two exchanges of every second step
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        checkpoints.save(3, middle)
+        checkpoints.wait()
+        step, restored = checkpoints.restore(learner.abstract_state)
+        losses, state = go_on(restored, batches[3:])
+        checkpoints.close()
+    assert (step, losses) == (3, whole[3:])
+    for leaf, its in zip(*map(jax.tree.leaves, jax.device_get((state, last))), strict=True):
+        np.testing.assert_array_equal(leaf, its)
 
 
 @pytest.mark.distributed
