@@ -189,12 +189,14 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _same_layers(name: str, here: Shape, there: Shape) -> bool:
     """Whether both shapes are of layers in the same order, [layers, ...] or [rounds, layers a
-    round, ...]."""
+    round, ...], perhaps with [replicas] in front."""
     if LAYERS not in name.split("."):
         return False
     one, other = list(here), list(there)
     while one and other and one[-1] == other[-1]:
         one.pop(), other.pop()
+    if min(len(one), len(other)) > 1 and one[0] == other[0]:
+        del one[0], other[0]
     return len(one) <= 2 and len(other) <= 2 and math.prod(one) == math.prod(other)
 
 
