@@ -110,3 +110,23 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         checkpoints.restore(abstract(state(data=1)))
     checkpoints.close()
+
+
+def test_layers_come_back_in_other_rounds_of_a_pipeline_with_replicas_in_front_or_not(
+    tmp_path: Path,
+) -> None:
+    mesh = MeshConfig(replica=2, stage=2, data=1).build(jax.devices("cpu")[:4])
+    for name, before, spec, after in (
+        ("one", (4, 3), PartitionSpec(None, "stage"), (2, 2, 3)),
+        ("replicas", (2, 4, 3), PartitionSpec("replica", None, "stage"), (2, 2, 2, 3)),
+        ("back", (2, 2, 2, 3), PartitionSpec("replica", "stage"), (2, 4, 3)),
+    ):
+        values = np.arange(np.prod(before), dtype=np.float32).reshape(before)
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(1, {"blocks": {"kernel": jnp.asarray(values)}})
+        checkpoints.wait()
+        like = jax.ShapeDtypeStruct(after, jnp.float32, sharding=NamedSharding(mesh, spec))
+        _, restored = checkpoints.restore({"blocks": {"kernel": like}})
+        checkpoints.close()
+        assert restored["blocks"]["kernel"].sharding == like.sharding
+        np.testing.assert_array_equal(restored["blocks"]["kernel"], values.reshape(after))
