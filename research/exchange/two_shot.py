@@ -118,16 +118,18 @@ def _compressed(
     replicas, alive = moment.replicas, moment.alive
     count = replicas.count
     key = jax.random.fold_in(moment.own_key, number)
-    lies = _lies(x, codec, moment, number)
+    placed = _placement(x, codec, moment, number)
     whole = x if alive is None else jnp.where(alive, x, 0)
     whole = whole if error is None else whole + error[0]
-    (cut,) = lies.guard((split(whole, count, codec.lanes),))
-    code = lies.guard(codec.encode(cut, key))
-    received = codec.decode(lies.guard(tuple(replicas.trade(a, lies.of(a)) for a in code)))
-    (part,) = lies.guard((_mean(received, moment),))  # [1, lanes, ...]
+    (cut,) = placed.guard((split(whole, count, codec.lanes),))
+    code = placed.guard(codec.encode(cut, key))
+    received = codec.decode(placed.guard(tuple(replicas.trade(a, placed.of(a)) for a in code)))
+    (part,) = placed.guard((_mean(received, moment),))  # [1, lanes, ...]
     part = part if error is None else part + error[1]
-    its_code = lies.guard(codec.encode(part, jax.random.fold_in(key, count)))
-    codes = lies.guard(tuple(replicas.gather(a[0], _without_first(lies.of(a))) for a in its_code))
+    its_code = placed.guard(codec.encode(part, jax.random.fold_in(key, count)))
+    codes = placed.guard(
+        tuple(replicas.gather(a[0], _without_first(placed.of(a))) for a in its_code)
+    )
     result = join(codec.decode(codes), x.shape)
     if error is None:
         return result, None
@@ -146,7 +148,7 @@ def _mean(received: jax.Array, moment: Moment) -> jax.Array:
     return total / jnp.sum(alive)
 
 
-class Lies(NamedTuple):
+class Placement(NamedTuple):
     """How arrays about the parts of an array lie on other axes of the mesh: as the array does."""
 
     spec: P | None  # of [parts, lanes, ...]; None: anyhow
@@ -164,12 +166,12 @@ class Lies(NamedTuple):
         return jax.lax.optimization_barrier(arrays)
 
 
-def _lies(x: jax.Array, codec: Codec, moment: Moment, number: int) -> Lies:
+def _placement(x: jax.Array, codec: Codec, moment: Moment, number: int) -> Placement:
     mesh = jax.sharding.get_abstract_mesh()
     if moment.specs is None or mesh.empty:
-        return Lies(None)
+        return Placement(None)
     spec, parts = moment.specs[number], moment.replicas.count
-    return Lies(spec_of_parts(x.shape, spec, mesh.shape, parts, codec.lanes))
+    return Placement(spec_of_parts(x.shape, spec, mesh.shape, parts, codec.lanes))
 
 
 def _without_first(spec: P | None) -> P | None:

@@ -89,8 +89,8 @@ class ExchangeConfig:
             flag = "--mesh.replica" if mesh.replica == many else "--exchange.replicas"
             raise UserError(
                 f"{flag} {many} asks for replicas that differ, and nothing says what they "
-                "exchange: use --exchange.rule diloco (or every_step, local_sgd, post_local_sgd, "
-                f"easgd), or --mesh.data {many} for one model"
+                "exchange: use --exchange.rule diloco (--help lists the others), or --mesh.data "
+                f"{many} for one model"
             )
         count, first, alpha = self.replicas, self.first_local_step, self.alpha
         rate, momentum = self.outer_learning_rate, self.outer_momentum
