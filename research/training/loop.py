@@ -31,6 +31,9 @@ IN_FLIGHT = 2
 FINITE = ("loss", "gradient_norm", "parameter_norm")
 """Metrics that say, in this order of cause and effect, whether a state is worth keeping."""
 
+COUNTED = ("replicas_dropped",)
+"""Metrics that count, since the run began, what it went on without: a line tells when one grows."""
+
 State = Any
 
 
@@ -61,6 +64,7 @@ def train(
     """
     last = start
     pending: deque[tuple[int, Any]] = deque()
+    lost: dict[str, float] = {}
     for step in range(start + 1, run.steps + 1):
         state, metrics = step_function(state, next(feed))
         evaluating = step == run.steps or _due(step, run.evaluate_every)
@@ -75,6 +79,11 @@ def train(
             values = {name: float(v) for name, v in jax.device_get(its_metrics).items()}
             if not all(math.isfinite(values[name]) for name in FINITE):
                 raise _not_finite(done, values, indexes(done - 1), checkpoints, folder)
+            for name in COUNTED:
+                if values.get(name, 0) > lost.get(name, values.get(name, 0) if start else 0):
+                    what = name.replace("_", " ")
+                    progress.line(f"warning: step {done}: {what}: {values[name]:.0f} so far")
+                lost[name] = values.get(name, 0)
             progress.advance(done)
             if done == step and evaluating:
                 record = journal.measure(done, values)

@@ -2,6 +2,7 @@
 same."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,3 +45,16 @@ def test_a_plan_changes_nothing(rule: Any, small: Any, run: Any, rounding: Any) 
             continue
         assert its_losses == pytest.approx(losses, rel=RELATIVE), plan
         assert_close(its_state, state)
+
+
+@pytest.mark.distributed
+def test_two_processes_are_two_replicas_of_one(
+    config: Path, tmp_path: Path, research: Any, losses: Any
+) -> None:
+    words = ["--mesh.replica", 2, "--mesh.data", 1, "--exchange.rule", "diloco", "--run.steps", 6]
+    words += ["--exchange.period", 2, "--exchange.compression", "bfloat16"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    research("train", config, "--cpu-devices", 2, *words, "--run.directory", one)
+    launch = ["launch", "--processes", 2, "--", "train", config, "--cpu-devices", 1]
+    research(*launch, *words, "--run.directory", two)
+    assert losses(two) == pytest.approx(losses(one), rel=RELATIVE)

@@ -61,11 +61,22 @@ def saved() -> Saved:
 
 
 @pytest.fixture
-def run(tmp_path: Path, saved: Saved) -> Run:
+def lines() -> list[str]:
+    """What the loop prints."""
+    return []
+
+
+@pytest.fixture
+def run(tmp_path: Path, saved: Saved, lines: list[str]) -> Run:
+    class Lines(ProgressReport):
+        def line(self, text: str) -> None:
+            lines.append(text)
+
     def go(
         config: RunConfig, start: int = 0, bad: dict[int, Metrics] | None = None, stop_at: int = 0
     ) -> Ran:
         records = Records()
+        progress = Lines(start, config.steps, "examples", quiet=True)
         with StopRequest() as stop:
 
             def step(state: int, batch: int) -> tuple[int, Metrics]:
@@ -88,7 +99,7 @@ def run(tmp_path: Path, saved: Saved) -> Run:
                 journal=Journal([records], "examples", 4, start, 10.0),
                 evaluate=lambda state: {"loss": float(state)},
                 checkpoints=saved,  # type: ignore[arg-type]
-                progress=ProgressReport(start, config.steps, "examples", quiet=True),
+                progress=progress,
                 stop=stop,
                 indexes=lambda step: np.arange(10) + 100 * step,
                 folder=tmp_path,
@@ -113,6 +124,18 @@ def test_each_logged_step_is_logged_once_in_order(run: Run) -> None:
         assert record.get("validation_loss", record["step"]) == record["step"]
     assert ran.saved == [7, 14, 21, 23]
     assert (ran.state, ran.last) == (23, 23)
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_what_a_run_goes_on_without_is_told_when_it_grows(
+    start: int, run: Run, lines: list[str]
+) -> None:
+    """Also between logged steps, and not again what was told before a resumption."""
+    counts = {step: metrics() | {"replicas_dropped": 2.0 + (step >= 8)} for step in range(1, 13)}
+    counts |= {step: metrics() | {"replicas_dropped": 0.0} for step in range(1, 3)}
+    run(RunConfig(steps=12, log_every=6), start=start, bad=counts)
+    told = [f"warning: step {n}: replicas dropped: {c} so far" for n, c in ((3, 2), (8, 3))]
+    assert lines == (told if start == 0 else told[1:])
 
 
 def test_nothing_is_evaluated_or_saved_on_the_way_where_it_says_0(run: Run) -> None:
