@@ -13,24 +13,23 @@ from jax.sharding import PartitionSpec
 from research.exchange import Message, Moment, Replicas, mix
 from research.exchange.mixing import shift_messages
 from research.exchange.topology import spectral_gap
-from research.learning.rule import Rule, Sending, alone, always, at, every
+from research.learning.rule import Rule, Sending, alone, always
 
 Tree = Any
 
 
-def dpsgd(offsets: list[int], count: int, period: int = 1) -> Rule:
+def dpsgd(offsets: list[int], count: int) -> Rule:
     """Lian et al. 2017, *Can Decentralized Algorithms Outperform Centralized Algorithms?*,
-    arXiv:1705.09056, Alg. 1, with any inner optimizer: every `period` steps, after the update,
+    arXiv:1705.09056, Alg. 1, with any inner optimizer: in every step, after the update,
 
     x_r ← Σ_s W_rs · x_s
     """
-    when = always if period == 1 else every(period)
     exchange = mix(offsets, count)
     return Rule(
         init=exchange.init,
         on_gradients=alone,
-        on_parameters=exchange.apply if period == 1 else at(when, exchange.apply),
-        sendings=lambda shapes, replicas: [Sending(when, exchange.messages(shapes, replicas))],
+        on_parameters=exchange.apply,
+        sendings=lambda shapes, replicas: [Sending(always, exchange.messages(shapes, replicas))],
         facts={"spectral_gap": spectral_gap(offsets, count)},
     )
 
