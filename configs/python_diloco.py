@@ -7,9 +7,9 @@ DiLoCo (Douillard et al. 2023, arXiv:2311.08105): inner AdamW, outer Nesterov. M
 optimizer are those of `python_stdlib`; a replica has a quarter of the batch, over two devices.
 Expect a validation loss of 1.85 in 600 steps, 1 to 2 minutes on 2 cores, where averaging gradients
 in every step (the second line) reaches 1.67 with 20 times the bytes; in 2,000 steps 1.27 and 1.17.
-So short a run from scratch is not what the method is for: the paper begins with a trained model. The
-outer rate and momentum were chosen by this split, of three pairs tried (one seed); with the paper's
-0.7 and 0.9 expect 1.95, with plain averaging (local_sgd) 1.98.
+So short a run from scratch is not what the method is for: the paper begins with a trained model.
+The outer rate and momentum were chosen by this split, of three pairs tried (one seed); with the
+paper's 0.7 and 0.9 expect 1.95, with plain averaging (local_sgd) 1.98.
 """
 
 from research.experiment import (

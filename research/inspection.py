@@ -44,7 +44,7 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
         middle = time.perf_counter()
         compiled = _compile(lowered)
     seconds = (middle - began, time.perf_counter() - middle)
-    step = Step(made, experiment.model, batch, experiment.pipeline, mesh.devices.flat[0].platform)
+    step = Step.of(made, experiment.model, batch, experiment.pipeline)
     return inspect(compiled, step, "tokens" if is_text else "examples", seconds)
 
 

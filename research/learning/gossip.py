@@ -24,8 +24,8 @@ def dpsgd(offsets: list[int], count: int) -> Rule:
 
     x_r ← Σ_s W_rs · x_s
 
-    (The paper mixes what the gradient was taken at, x ← W·x - γ·g; so mixed after the update, as with
-    Adam it has to be, x ← W·(x - γ·g).)
+    (The paper mixes what the gradient was taken at, x ← W·x - γ·g; so mixed after the update, as
+    with Adam it has to be, x ← W·(x - γ·g).)
     """
     exchange = mix(offsets, count)
     return Rule(

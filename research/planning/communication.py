@@ -25,13 +25,13 @@ which an accelerator's compiler adds before it sums them over devices.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research.learning import Synchronous
+from research.learning import Replicated, Synchronous
 from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
 from research.models.model import LAYERS
@@ -56,9 +56,27 @@ class Step:
 
     learner: Synchronous
     model: Any
-    batch: int  # rows, over all devices
+    batch: int  # rows of a replica, over all devices
     pipeline: PipelineConfig
     platform: str
+    replicas: Replicated | None = None
+    """Around the learner, where there are several; all else here is about one of them."""
+
+    @classmethod
+    def of(
+        cls, learner: Synchronous | Replicated, model: Any, batch: int, pipeline: PipelineConfig
+    ) -> "Step":
+        """That of any learner, for `batch` rows over all devices."""
+        platform = learner.mesh.devices.flat[0].platform
+        if isinstance(learner, Replicated):
+            rows = batch // learner.replicas.count
+            return cls(learner.one, model, rows, pipeline, platform, learner)
+        return cls(learner, model, batch, pipeline, platform)
+
+    @property
+    def state(self) -> Any:
+        """The abstract state, of all replicas."""
+        return (self.replicas or self.learner).abstract_state
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -137,7 +155,20 @@ def expected(step: Step) -> list[Expected]:
     if isinstance(step.model, TransformerConfig):
         for part in (_tensor, _vocabulary, _context, _experts, _stages):
             rows += part(step, passes)
+    if step.replicas is not None:  # one device's learn one after another
+        seats = step.replicas.replicas.seats
+        rows = [replace(row, wire=seats * row.wire) for row in rows]
+        rows += _exchanges(step.replicas)
     return [row for row in rows if row.wire > 0]
+
+
+def _exchanges(replicas: Replicated) -> Iterator[Expected]:
+    """What the rule states, of a step that has all of it."""
+    for _, messages in replicas.sendings():
+        for message in messages:
+            yield Expected(
+                message.kind, ("replica",), "exchange", "as its rule states", message.sent
+            )
 
 
 def passes_of(step: Step) -> Passes:

@@ -123,7 +123,8 @@ def inspect(
     placed = tuple(_placed(step))
     memory = _memory(compiled, step)
     leaves = jax.tree.leaves(learner.abstract_state.parameters)
-    units = step.batch * (learner.specification.shape[0] if unit == "tokens" else 1)
+    rows = step.batch * (step.replicas.replicas.count if step.replicas else 1)
+    units = rows * (learner.specification.shape[0] if unit == "tokens" else 1)
     devices = learner.mesh.devices
     return Inspection(
         mesh=step.mesh,
@@ -147,7 +148,7 @@ def inspect(
 
 
 def _memory(compiled: jax.stages.Compiled, step: Step) -> Memory:
-    state = step.learner.abstract_state
+    state = step.state
     parameters, optimizer = _bytes(state.parameters), _bytes(state.optimizer)
     planned: Any = compiled.memory_analysis()
     arguments, temporaries = planned.argument_size_in_bytes, planned.temp_size_in_bytes
@@ -173,15 +174,14 @@ def _bytes(tree: Any) -> int:
 
 def _placed(step: Step) -> Iterator[Placed]:
     splitting = step.among("stage", "fsdp", "expert", "tensor")
-    tree = step.learner.abstract_state.parameters
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(step.state.parameters):
         entries = [*leaf.sharding.spec, *[None] * leaf.ndim][: leaf.ndim]
         yield Placed(
             name="/".join(str(each.key) for each in path),
             shape=leaf.shape,
             split=tuple("×".join((e,) if isinstance(e, str) else e or ()) for e in entries),
             bytes=_bytes(leaf),
-            is_whole=bool(splitting) and not axes_of_leaf(leaf),
+            is_whole=bool(splitting) and not {*axes_of_leaf(leaf)} & {*splitting},
             is_large=_bytes(leaf) >= LARGE,
         )
 
@@ -246,7 +246,7 @@ def _row(
         payload=sum(each.calls * each.payload for each in found),
         wire=wire,
         expected=wanted if theory else None,
-        purposes=tuple(f"{row.purpose}: {row.formula}" for row in theory),
+        purposes=tuple(dict.fromkeys(f"{row.purpose}: {row.formula}" for row in theory)),
         largest=largest.source if largest else "",
         note="; ".join(notes),
     )

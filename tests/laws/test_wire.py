@@ -52,7 +52,7 @@ def of_row(name: str, run: Any, deep: Any) -> tuple[list[Any], Step]:
             here.learner.abstract_state, {"inputs": shape, "targets": shape}
         )
         text = lowered.compile().as_text()
-    step = Step(here.learner, case.model, case.batch, pipeline, "cpu")
+    step = Step.of(here.learner, case.model, case.batch, pipeline)
     return collectives(text, step.mesh), step
 
 

@@ -3,19 +3,18 @@
 Scalars are left out: sums of losses, counts and norms for the metrics, the weight of a push.
 """
 
-import re
 from collections import Counter
-from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 from research.learning import ExchangeConfig
+from research.parallel.collectives import KINDS
+from research.parallel.device_groups import axes_of, groups_of, pairs_of
+from research.parallel.hlo import parse
 from research.parallel.mesh import MeshConfig
 
-KINDS = ("all-reduce", "reduce-scatter", "all-to-all", "all-gather", "collective-permute")
 SCALARS = ("all-reduce", "collective-permute")  # kinds of which those are left out
 TYPES = {
     "f32": "float32",
@@ -25,51 +24,27 @@ TYPES = {
     "u8": "uint8",
     "s32": "int32",
 }
-LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\((.*)")
-
-
-def groups_of(line: str) -> np.ndarray:
-    """[groups, devices]: the partitions that take part together, in any of XLA's spellings."""
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}[,)]? ?", line):
-        return np.array(re.findall(r"\{?(\d+),(\d+)", pairs[0]), int)
-    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
-        return np.array([g.split(",") for g in re.findall(r"\{([\d,]+)\}", listed[1])], int)
-    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
-        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        among = re.findall(r"'(\w+)'", named[2])
-        devices = np.arange(prod(axes.values())).reshape(list(axes.values()))
-        last = [list(axes).index(name) for name in among]
-        devices = np.moveaxis(devices, last, range(-len(last), 0))
-        return devices.reshape(-1, prod(axes[name] for name in among))
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    assert iota, line
-    shape, dims, order = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
-    devices = np.arange(prod(dims)).reshape(dims)
-    return devices.transpose(order or range(len(dims))).reshape(shape)
 
 
 def sent_over_replica(text: str, mesh: jax.sharding.Mesh) -> Counter[tuple[str, str, int, bool]]:
     """Elements of operands by (kind, type, parties, in a conditional), of collectives in which
     devices with different places along `replica` meet."""
-    places = np.arange(mesh.size).reshape(mesh.devices.shape)
-    replica = {int(device): place[0] for place, device in np.ndenumerate(places)}
     found: Counter[tuple[str, str, int, bool]] = Counter()
-    for line in text.splitlines():
-        if not (match := LINE.search(line)):
+    for visit in parse(text).visits():
+        instruction = visit.instruction
+        if instruction.opcode not in KINDS:
             continue
-        results, kind, _ = match.groups()
-        groups = groups_of(line)
-        if all(replica[int(d)] == replica[int(group[0])] for group in groups for d in group):
+        is_permute = instruction.opcode == "collective-permute"
+        attributes = instruction.attributes
+        groups = pairs_of(attributes) if is_permute else groups_of(attributes, mesh.size)
+        if "replica" not in axes_of(groups, dict(mesh.shape)):
             continue
-        parties = mesh.shape["replica"] if kind == "collective-permute" else groups.shape[1]
-        conditional = re.search(r"/cond/branch_\d+_fun/", line) is not None
-        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results):
-            elements = prod(int(n) for n in shape.split(",") if n)
-            if elements == 1 and kind in SCALARS:
+        parties = mesh.shape["replica"] if is_permute else groups.shape[1]
+        for array in visit.computation.operands(instruction):
+            if array.size == 1 and instruction.opcode in SCALARS:
                 continue
-            if kind == "all-gather":
-                elements //= parties  # of the operand
-            found[kind, TYPES[dtype], parties, conditional] += elements
+            key = (instruction.opcode, TYPES[array.dtype], parties, bool(visit.branches))
+            found[key] += visit.times * array.size
     return found
 
 
