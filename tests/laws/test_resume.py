@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -150,9 +151,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     shutil.copytree(third, folder / "checkpoints" / f"{STEPS + 2}.orbax-checkpoint-tmp")
     done = research("resume", folder, "--cpu-devices", 2)
     assert f"restored step {third.name}" in done.stdout
-    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert [line.split()[2] for line in warnings] == [newest.name, second.name]
-    assert all("taking the one before" in line for line in warnings)
+    # Anywhere in a line: what XLA's threads print meanwhile may stand before it.
+    warned = re.findall(r"warning: checkpoint (\d+) .*taking the one before", done.stderr)
+    assert warned == [newest.name, second.name], done.stderr
     assert losses(folder) == losses(undisturbed)
     assert_same_checkpoint(folder, undisturbed, STEPS)
     assert complete(folder) == complete(undisturbed)
