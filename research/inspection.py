@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from research.data import TextConfig
 from research.errors import UserError
 from research.experiment import Experiment
-from research.planning.communication import Step
 from research.planning.inspection import Inspection, inspect
+from research.planning.step import Step
 from research.prepared import learner, sharding_of_batch, with_replicas
 
 

@@ -1,1 +1,1 @@
-"""Which mesh to rent, before renting it: what every kind of parallelism has to send."""
+"""Which mesh to rent, before renting it: what a step is, what it has to send, what it does send."""

@@ -15,7 +15,8 @@ from research.models import TransformerConfig
 from research.parallel.arithmetic import matrix_flops
 from research.parallel.collectives import Collective, collectives
 from research.parallel.hlo import parse
-from research.planning.communication import Expected, Step, axes_of_leaf, expected, passes_of
+from research.planning.communication import Expected, expected
+from research.planning.step import Step, axes_of_leaf, passes_of
 
 LARGE = 2**20
 """Bytes from which on a parameter that is whole on every device is worth a warning."""

@@ -13,8 +13,16 @@ from research.parallel.collectives import collectives
 from research.parallel.layout import constrain
 from research.parallel.mesh import MeshConfig
 from research.parallel.schedules import PipelineConfig
-from research.planning.communication import Step, expected
-from research.planning.inspection import SMALL, STATISTICS, WITHIN, Traffic, compiled_ticks, traffic
+from research.planning.communication import expected
+from research.planning.inspection import (
+    SMALL,
+    STATISTICS,
+    WITHIN,
+    Traffic,
+    compiled_ticks,
+    traffic,
+)
+from research.planning.step import Step
 
 # The kinds of parallelism one by one, and together: mesh, model, microbatches, schedule.
 ROWS: dict[str, tuple[MeshConfig, str, int, str]] = {
