@@ -99,9 +99,11 @@ def _help() -> str:
         "",
         "`research train CONFIG --help` explains every field of a config; any of them can be set:",
         "--run.directory, --run.steps, --run.seed, --run.log-every, --run.checkpoint-every,",
-        "--run.evaluate-every, --mesh.AXIS (stage, data, fsdp, expert, context, tensor),",
-        "--model.*, --data.*, --optimizer.*, --pipeline.*. --cpu-devices N makes N virtual CPU",
-        "devices. Exit status: 0 success, 2 a mistake in what was asked, 1 the rest.",
+        "--run.evaluate-every, --mesh.replica, --mesh.stage, --mesh.data, --mesh.fsdp,",
+        "--mesh.expert, --mesh.context, --mesh.tensor, --model.*, --data.*, --optimizer.*,",
+        "--pipeline.*, --exchange.*.",
+        "--cpu-devices N makes N virtual CPU devices. Exit status: 0 success, 2 a mistake in what",
+        "was asked, 1 the rest.",
     ]
     return "\n".join(lines)
 
