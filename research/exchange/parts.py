@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from research.parallel.layout import names_of
+
 
 def divides(shape: tuple[int, ...], parts: int, lanes: int = 1) -> bool:
     """Whether an array of `shape` can be cut."""
@@ -54,8 +56,7 @@ def elements_of_a_part(
 
 
 def _shards(entry: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> int:
-    names = (entry,) if isinstance(entry, str) else entry or ()
-    return math.prod(sizes[name] for name in names)
+    return math.prod(sizes[name] for name in names_of(entry))
 
 
 def _deal(x: jax.Array, axis: int, hands: int) -> jax.Array:

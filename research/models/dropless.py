@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec
 from research.models.dispatch import order, take
 from research.models.expert_products import block_rows, grouped
 from research.models.routing import Routing
-from research.parallel.layout import partition_spec
+from research.parallel.layout import axes_of_spec, partition_spec
 from research.parallel.sums import summable
 
 AXIS = "expert"
@@ -52,7 +52,7 @@ def mix(x: jax.Array, routing: Routing, weights: Weights, activate: Activation) 
         name: spec(each, "expert", *(("mlp", None) if name == "down" else (None, "mlp")))
         for name, each in weights.items()
     }
-    manual = _axes(tokens) | {axis for each in specs.values() for axis in _axes(each)}
+    manual = {axis for each in (tokens, *specs.values()) for axis in axes_of_spec(each)}
     if not manual:
         return _mix(*arguments, activate=activate, count=count, devices=1, split_hidden=False)
     devices = mesh.shape[AXIS] if specs["up"][0] is not None else 1
@@ -77,11 +77,6 @@ def mix(x: jax.Array, routing: Routing, weights: Weights, activate: Activation) 
         axis_names=manual,
         check_vma=False,
     )(*summed)
-
-
-def _axes(spec: PartitionSpec) -> set[str]:
-    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
-    return {axis for entry in entries for axis in entry}
 
 
 def _mix(

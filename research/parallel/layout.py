@@ -136,6 +136,16 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(flat)
 
 
+def names_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of a `PartitionSpec`: those that split one dimension."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def axes_of_spec(spec: PartitionSpec) -> tuple[str, ...]:
+    """The mesh axes over which an array that lies by `spec` is split."""
+    return tuple(axis for entry in spec for axis in names_of(entry))
+
+
 def unused_axes(tree: Any, mesh: Mesh, splits: Sequence[str] = ()) -> list[str]:
     """Mesh axes of more than one device that this model has no use for: over `data` and `fsdp` the
     batch is split, over `context` the sequence if it is among the logical axes `splits` of its
@@ -144,9 +154,7 @@ def unused_axes(tree: Any, mesh: Mesh, splits: Sequence[str] = ()) -> list[str]:
     if "sequence" in splits:
         used.update(LAYOUT["sequence"].mesh_axes)
     for sharding in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, NamedSharding)):
-        for entry in sharding.spec or ():
-            if entry is not None:
-                used.update((entry,) if isinstance(entry, str) else entry)
+        used.update(axes_of_spec(sharding.spec))
     return [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
 
 

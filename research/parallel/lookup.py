@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from research.parallel.layout import partition_spec
+from research.parallel.layout import axes_of_spec, names_of, partition_spec
 from research.parallel.sums import summable
 
 
@@ -44,10 +44,10 @@ class _Split(NamedTuple):
 def _split(table: jax.Array, indexes: jax.Array, mesh: AbstractMesh) -> _Split:
     rows, features = partition_spec(("vocab", "embed"), table.shape, mesh, strict=False)
     tokens = partition_spec(("batch", "sequence"), indexes.shape, mesh, strict=False)
-    batch = tuple(axis for entry in tokens for axis in _names(entry))
-    scattered = tuple(axis for axis in _names(features) if axis in batch)
+    batch = axes_of_spec(tokens)
+    scattered = tuple(axis for axis in names_of(features) if axis in batch)
     parts = mesh.shape[rows] if isinstance(rows, str) else 1
-    return _Split(tokens, _names(rows), batch, scattered, parts)
+    return _Split(tokens, names_of(rows), batch, scattered, parts)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -118,7 +118,3 @@ def _place(number: jax.Array, height: int, indexes: jax.Array) -> tuple[jax.Arra
 def _numbers(split: _Split) -> jax.Array:
     # As an array, not `axis_index`: that has no meaning to the partitioner of the other axes.
     return jnp.arange(split.parts, dtype=jnp.int32)
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else entry or ()

@@ -35,7 +35,8 @@ from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
 from research.models.model import LAYERS
 from research.parallel.collectives import wire_share
-from research.planning.step import Passes, Step, axes_of_leaf, passes_of
+from research.parallel.layout import axes_of_spec
+from research.planning.step import Passes, Step, passes_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _parameters(step: Step, passes: Passes) -> Iterator[Expected]:
     gathered = scattered = 0.0
     summed: dict[tuple[str, ...], float] = {}  # bytes, by the axes that they are summed over
     for path, leaf in jax.tree_util.tree_leaves_with_path(step.learner.abstract_state.parameters):
-        split = axes_of_leaf(leaf)
+        split = axes_of_spec(leaf.sharding.spec)
         here = leaf.size // math.prod(step.mesh[axis] for axis in split)
         is_layer = path[0].key == LAYERS
         looked_up, read = path[0].key == "embedding", _is_read(step, path)
@@ -160,7 +161,7 @@ def _tensor(step: Step, passes: Passes) -> Iterator[Expected]:
 def _vocabulary(step: Step, passes: Passes) -> Iterator[Expected]:
     """Where the table's rows and the head's columns are split: embedding, logits and loss."""
     table = step.learner.abstract_state.parameters["embedding"]
-    if "tensor" not in axes_of_leaf(table):
+    if "tensor" not in axes_of_spec(table.sharding.spec):
         return
     devices, stages = step.mesh["tensor"], step.mesh["stage"]
     yield _sum(

@@ -15,8 +15,9 @@ from research.models import TransformerConfig
 from research.parallel.arithmetic import matrix_flops
 from research.parallel.collectives import Collective, collectives
 from research.parallel.hlo import parse
+from research.parallel.layout import axes_of_spec, names_of
 from research.planning.communication import Expected, expected
-from research.planning.step import Step, axes_of_leaf, passes_of
+from research.planning.step import Step, passes_of
 
 LARGE = 2**20
 """Bytes from which on a parameter that is whole on every device is worth a warning."""
@@ -180,9 +181,9 @@ def _placed(step: Step) -> Iterator[Placed]:
         yield Placed(
             name="/".join(str(each.key) for each in path),
             shape=leaf.shape,
-            split=tuple("×".join((e,) if isinstance(e, str) else e or ()) for e in entries),
+            split=tuple("×".join(names_of(entry)) for entry in entries),
             bytes=_bytes(leaf),
-            is_whole=bool(splitting) and not {*axes_of_leaf(leaf)} & {*splitting},
+            is_whole=bool(splitting) and not {*axes_of_spec(leaf.sharding.spec)} & {*splitting},
             is_large=_bytes(leaf) >= LARGE,
         )
 

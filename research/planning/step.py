@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from research.learning import Replicated, Synchronous
 from research.models.model import LAYERS
+from research.parallel.layout import axes_of_spec
 from research.parallel.schedules import PipelineConfig
 
 
@@ -87,7 +88,8 @@ class Step:
         leaf = self.learner.abstract_state.parameters[LAYERS]
         for key in name.split("/"):
             leaf = leaf[key]
-        return axis in axes_of_leaf(leaf["kernel"] if isinstance(leaf, dict) else leaf)
+        leaf = leaf["kernel"] if isinstance(leaf, dict) else leaf
+        return axis in axes_of_spec(leaf.sharding.spec)
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,3 @@ def passes_of(step: Step) -> Passes:
         there,
         sent_back,
     )
-
-
-def axes_of_leaf(leaf: Any) -> tuple[str, ...]:
-    """The mesh axes over which a parameter is split."""
-    entries = [(e,) if isinstance(e, str) else e or () for e in leaf.sharding.spec]
-    return tuple(axis for entry in entries for axis in entry)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from research.errors import UserError
+from research.parallel.layout import names_of
 from research.parallel.mesh import describe
 
 if TYPE_CHECKING:  # matplotlib is imported by what draws
@@ -148,8 +149,8 @@ def _in_words(shape: tuple[int, ...], sharding: NamedSharding) -> str:
     spec = tuple(sharding.spec) + (None,) * (len(shape) - len(sharding.spec))
     words = []
     for size, entry in zip(shape, spec, strict=True):
-        over = () if entry is None else (entry,) if isinstance(entry, str) else entry
-        words.append(f"{size}/{'·'.join(over)}" if over else str(size))
+        over = "·".join(names_of(entry))
+        words.append(f"{size}/{over}" if over else str(size))
     return f"[{', '.join(words)}]"
 
 
