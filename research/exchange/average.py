@@ -26,9 +26,8 @@ Tree = Any
 
 def average(x: jax.Array, moment: Moment, spec: PartitionSpec | None = None) -> jax.Array:
     """The mean of one array over the living; it lies on other axes by `spec`, if there is one."""
-    replicas, weight = moment.replicas, _weight(moment)
-    count = replicas.count if weight is None else replicas.sum(weight)
-    return (replicas.sum(_counted(x, weight), spec) / count).astype(x.dtype)
+    total = moment.replicas.sum(_counted(x, _weight(moment)), spec)
+    return (total / moment.living).astype(x.dtype)
 
 
 def mean() -> Exchange:

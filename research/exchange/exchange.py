@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research.exchange.message import Message
@@ -32,6 +33,13 @@ class Moment(NamedTuple):
     def own_key(self) -> jax.Array:
         """Of this step and replica."""
         return jax.random.fold_in(self.key, self.number)
+
+    @property
+    def living(self) -> Any:
+        """How many replicas count (0 if none does)."""
+        if self.alive is None:
+            return self.replicas.count
+        return self.replicas.sum(self.alive.astype(jnp.float32))
 
     def each(self, function: Callable[..., jax.Array], tree: Tree, *trees: Tree) -> Tree:
         """`function(spec, x, ...)` of every array of a tree (and of others like it)."""

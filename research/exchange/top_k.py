@@ -59,7 +59,7 @@ def top_k(ratio: float, momentum: float = 0.0) -> Exchange:
                 jnp.where(counts, next_one * left, before)
                 for next_one, before in ((u_next, u), (v_next, v))
             )
-            return (total / _living(moment)).reshape(v.shape), u_next, v_next
+            return (total / moment.living).reshape(v.shape), u_next, v_next
 
         leaves, structure = jax.tree.flatten(tree)
         done = [one(*each) for each in zip(leaves, *map(jax.tree.leaves, state), strict=True)]
@@ -89,9 +89,3 @@ def top_k(ratio: float, momentum: float = 0.0) -> Exchange:
 def kept(size: int, ratio: float) -> int:
     """How many of `size` entries are sent: at least one."""
     return max(1, round(ratio * size))
-
-
-def _living(moment: Moment) -> Any:
-    if moment.alive is None:
-        return moment.replicas.count
-    return moment.replicas.sum(moment.alive.astype(jnp.float32))
