@@ -1,20 +1,15 @@
 """What one device sends, stated: the kind of collective, the type of its numbers, how many.
 
-Bytes are those of ring algorithms, which no other does better (Chan et al. 2007, *Collective
-communication: theory, practice, and experience*). For an operand of B bytes on each of n devices a
-device sends
-
-    all-reduce           2 · (n-1)/n · B
-    reduce-scatter           (n-1)/n · B
-    all-to-all               (n-1)/n · B
-    all-gather               (n-1)   · B
-    collective-permute               B
+Bytes are those of `research.parallel.wire`. Here an operand is stated, of B bytes on each of n
+devices: of an all-gather all have n·B afterwards; a collective-permute sends B.
 """
 
 import math
 from typing import Any, Literal, NamedTuple
 
 import jax
+
+from research.parallel.wire import wire_share
 
 Tree = Any
 Kind = Literal["all-reduce", "reduce-scatter", "all-to-all", "all-gather", "collective-permute"]
@@ -36,15 +31,10 @@ class Message(NamedTuple):
     @property
     def sent(self) -> int:
         """What the device sends (bytes)."""
-        others = self.parties - 1
-        factor = {
-            "all-reduce": 2 * others / self.parties,
-            "reduce-scatter": others / self.parties,
-            "all-to-all": others / self.parties,
-            "all-gather": others,
-            "collective-permute": 1,
-        }[self.kind]
-        return round(factor * self.payload)
+        if self.kind == "collective-permute":
+            return self.payload
+        gathered = self.parties if self.kind == "all-gather" else 1
+        return round(wire_share(self.kind, self.parties) * gathered * self.payload)
 
 
 def sent(messages: list[Message]) -> int:

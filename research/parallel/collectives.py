@@ -1,17 +1,8 @@
 """What devices send each other in a step, read back from the compiled program.
 
 Every collective is counted as often as the loops around it run, and named by the mesh axes along
-which its devices lie. Bytes on the wire are those of the usual algorithms (rings; direct for
-all-to-all and permute), sent by one device, for a payload of P bytes and a group of n devices:
-
-    all-gather          P (n-1)/n       P: what each has afterwards
-    reduce-scatter      P (n-1)/n       P: what each has before
-    all-reduce          2 P (n-1)/n     P: what each has, before and after
-    all-to-all          P (n-1)/n       P: what each has, before and after
-    collective-permute  P s/d           s of the d devices send P to another one
-
-(Thakur, Rabenseifner and Gropp 2005, *Optimization of collective communication operations in
-MPICH*; the first three are the least that is possible, Patarasu and Yuan 2009.)
+which its devices lie. Bytes on the wire are those of `research.parallel.wire`; a collective-permute
+of P bytes sends P s/d in the mean, where s of the d devices send to another one.
 
 Where an accelerator has a reduce-scatter the CPU backend prints an all-reduce of which each device
 keeps its own slice. That is counted as the reduce-scatter that it stands for; `printed` says so.
@@ -26,6 +17,7 @@ import numpy as np
 
 from research.parallel.device_groups import axes_of, groups_of, pairs_of
 from research.parallel.hlo import Array, Computation, Instruction, Program, Visit, parse
+from research.parallel.wire import wire_share
 
 KINDS = (
     "all-gather",
@@ -124,11 +116,6 @@ def _read(program: Program, visit: Visit, mesh: Mapping[str, int]) -> Iterator[C
             visit.branches,
             visit.is_certain,
         )
-
-
-def wire_share(kind: str, devices: int) -> float:
-    """Bytes on the wire of a device for each byte of payload, in a group of `devices`."""
-    return (2 if kind == "all-reduce" else 1) * (devices - 1) / devices
 
 
 def without_slices(found: list[Collective]) -> list[Collective]:

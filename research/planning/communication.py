@@ -34,8 +34,8 @@ from research.learning import Replicated
 from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
 from research.models.model import LAYERS
-from research.parallel.collectives import wire_share
 from research.parallel.layout import axes_of_spec
+from research.parallel.wire import wire_share
 from research.planning.step import Passes, Step, passes_of
 
 
