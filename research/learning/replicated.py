@@ -176,7 +176,7 @@ class Replicated:
         self, step: jax.Array, number: jax.Array, replica: Replica, batch: Batch
     ) -> tuple[Tree, Sums, Tree]:
         """A replica alone: its gradient, the sums over its part of the batch, its buffers after."""
-        key = jax.random.fold_in(self._key(step), number)
+        key = jax.random.fold_in(self.one.key(step), number)
         return self.one.gradients(replica.parameters, replica.buffers, batch, key)
 
     def _exchange(
@@ -185,7 +185,7 @@ class Replicated:
         """The rest of a step of one replica, among the others."""
         gradients, sums, buffers = jax.lax.optimization_barrier(learned)
         alive = _finite(gradients, sums.totals.loss) if self._drop else None
-        moment = Moment(self.replicas, step, number, self._key(step), alive, self._specs)
+        moment = Moment(self.replicas, step, number, self.one.key(step), alive, self._specs)
         gradients, inside = self.rule.on_gradients(gradients, replica.exchange, moment)
         updates, optimizer = self.one.optimizer.update(
             gradients, replica.optimizer, replica.parameters
@@ -214,26 +214,17 @@ class Replicated:
         """Those of `Synchronous`: sums over all replicas, means of the replicas' norms."""
         total = partial(jax.tree.map, self.replicas.sum)
         zeros = jax.tree.map(jnp.zeros_like, sums)
-        totals, (penalties, statistics) = total(_chosen(moment.alive, sums, zeros))
+        sums = total(_chosen(moment.alive, sums, zeros))
         norm = optax.tree.norm(gradients)
         count: Any = self.replicas.count
         if usable is not None:
             count = total(usable.astype(jnp.float32))
             norm = jnp.where(usable, norm, 0.0)
-        metrics = {
-            "loss": totals.loss / totals.targets,
-            "accuracy": totals.correct / totals.targets,
-            "gradient_norm": total(norm) / count,
-            "parameter_norm": total(optax.tree.norm(after.parameters)) / self.replicas.count,
-            "learning_rate": jnp.asarray(self.one.learning_rate(step), jnp.float32),
-            **{name: each / totals.targets for name, each in (penalties | statistics).items()},
-        }
+        of_parameters = total(optax.tree.norm(after.parameters)) / self.replicas.count
+        metrics = self.one.metrics(step, sums, total(norm) / count, of_parameters)
         if self._drop:
             metrics["replicas_dropped"] = total(after.dropped.astype(jnp.float32))
         return metrics
-
-    def _key(self, step: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.one.seed), 1), step)
 
     # Between one replica and all --------------------------------------------------------------
 

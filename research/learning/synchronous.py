@@ -78,8 +78,8 @@ class Synchronous:
         self.specification = specification
         self.microbatches = microbatches
         self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.seed = seed
+        self._learning_rate = learning_rate
+        self._seed = seed
 
         stages = mesh.shape["stage"]
         pipeline = pipeline or PipelineConfig()
@@ -163,23 +163,34 @@ class Synchronous:
         return {}
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 1), state.step)
+        key = self.key(state.step)
         gradients, sums, buffers = self.gradients(state.parameters, state.buffers, batch, key)
         # Without the barriers XLA's CPU backend computes the update twice, for itself and its norm.
         gradients = jax.lax.optimization_barrier(gradients)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         parameters = jax.lax.optimization_barrier(parameters)
+        norms = optax.tree.norm(gradients), optax.tree.norm(parameters)
+        metrics = self.metrics(state.step, sums, *norms)
+        return TrainState(state.step + 1, parameters, buffers, optimizer), metrics
+
+    def key(self, step: jax.Array) -> jax.Array:
+        """Of the draws of the step after `step` updates."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), 1), step)
+
+    def metrics(
+        self, step: jax.Array, sums: Sums, gradient_norm: jax.Array, parameter_norm: jax.Array
+    ) -> StepMetrics:
+        """Of the step after `step` updates, by the sums over its batch."""
         totals, (penalties, statistics) = sums
-        metrics = {
+        return {
             "loss": totals.loss / totals.targets,
             "accuracy": totals.correct / totals.targets,
-            "gradient_norm": optax.tree.norm(gradients),
-            "parameter_norm": optax.tree.norm(parameters),
-            "learning_rate": jnp.asarray(self.learning_rate(state.step), jnp.float32),
+            "gradient_norm": gradient_norm,
+            "parameter_norm": parameter_norm,
+            "learning_rate": jnp.asarray(self._learning_rate(step), jnp.float32),
             **{name: each / totals.targets for name, each in (penalties | statistics).items()},
         }
-        return TrainState(state.step + 1, parameters, buffers, optimizer), metrics
 
     def gradients(
         self, parameters: Tree, buffers: Tree, batch: Batch, key: jax.Array
