@@ -118,15 +118,21 @@ def test_limited_evaluation_is_spread_over_the_source():
     np.testing.assert_array_equal(targets, np.arange(0, 1000, 100))
 
 
+def wait_for_prefetching():
+    """Until threads that were told to end have ended."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain-prefetch"):
+            thread.join(timeout=5)
+
+
 def test_closing_the_iterator_ends_its_thread():
+    wait_for_prefetching()  # those of the tests before, which are not to be counted
     before = threading.active_count()
     iterator = Batches(numbered(100), batch=4, seed=0).iterate(0, range(4))
     next(iterator)
     assert threading.active_count() > before
     iterator.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith("grain-prefetch"):
-            thread.join(timeout=5)
+    wait_for_prefetching()
     assert threading.active_count() == before
 
 
