@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RunError as error:
         status = _failed(str(error), 1)
     except KeyboardInterrupt:
-        status = _failed("interrupted; what was saved is safe: go on with `research resume RUN`", 1)
+        _failed("interrupted; what was saved is safe: go on with `research resume RUN`", 1)
+        processes.end(1)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

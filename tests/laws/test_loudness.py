@@ -346,6 +346,16 @@ def test_a_second_interrupt_ends_at_once(config: Path, tmp_path: Path, research:
     assert "Traceback" not in errors
 
 
+def test_an_interrupt_anywhere_has_status_1(tmp_path: Path, research: Any) -> None:
+    """In executed source text, too, after which Python would end itself by SIGINT."""
+    interrupted = tmp_path / "interrupted.py"
+    interrupted.write_text('exec("raise KeyboardInterrupt")\n')
+    process = research.start("train", interrupted)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("error: interrupted")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1.5 MB; where none can be mounted, the test is skipped."""
