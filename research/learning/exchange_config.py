@@ -12,9 +12,10 @@ from research.exchange.topology import offsets
 from research.learning.gossip import dpsgd, sgp
 from research.learning.local_updates import diloco, easgd, every_step, local_sgd, post_local_sgd
 from research.learning.rule import Rule
+from research.learning.streaming import streaming_diloco
 from research.parallel.mesh import MeshConfig
 
-COMPRESSED = ("every_step", "local_sgd", "diloco")
+COMPRESSED = ("every_step", "local_sgd", "diloco", "streaming_diloco")
 """Rules whose exchange is a mean of gradients or moves."""
 
 
@@ -29,25 +30,37 @@ class ExchangeConfig:
         "local_sgd",
         "post_local_sgd",
         "diloco",
+        "streaming_diloco",
         "easgd",
         "dpsgd",
         "sgp",
     ] = "none"
     """every_step averages gradients, adasum adds up what is orthogonal in them; local_sgd,
-    post_local_sgd and diloco average parameters after some steps; easgd pulls replicas to a center;
-    dpsgd and sgp mix parameters with neighbors, every step; none: there is one model."""
+    post_local_sgd and diloco average parameters after some steps, streaming_diloco one fragment
+    after the other; easgd pulls replicas to a center; dpsgd and sgp mix parameters with neighbors,
+    every step; none: there is one model."""
 
     replicas: int | None = None
     """Models that learn side by side, a multiple of --mesh.replica (None: as many)."""
 
     period: int = 50
-    """H: steps from one exchange of parameters to the next (steps)."""
+    """H: steps from one exchange of parameters (of a fragment) to the next (steps)."""
 
     outer_learning_rate: float = 0.7
-    """Outer learning rate of diloco; 1 without momentum is averaging."""
+    """Outer learning rate of diloco and streaming_diloco; 1 without momentum is averaging."""
 
     outer_momentum: float = 0.9
-    """Outer Nesterov momentum of diloco (0: none)."""
+    """Outer Nesterov momentum of diloco and streaming_diloco (0: none)."""
+
+    fragments: int = 2
+    """P: fragments of streaming_diloco, of layers i, i + P, ...; each has its own steps to meet."""
+
+    overlap: int = 1
+    """τ: steps of streaming_diloco from sending a fragment to its use, below period."""
+
+    mixing: float = 0.5
+    """α: share of its own parameters that a replica of streaming_diloco keeps when a fragment has
+    met (0: none)."""
 
     alpha: float | None = None
     """Elastic force of easgd: the share of its distance that a replica goes to the center (None:
@@ -64,7 +77,7 @@ class ExchangeConfig:
 
     compression: Literal["none", "bfloat16", "int8", "sign", "qsgd", "top_k", "powersgd"] = "none"
     """What becomes of gradients (every_step), or of what the steps since the last exchange did
-    (local_sgd, diloco), on the wire."""
+    (local_sgd, diloco, streaming_diloco), on the wire."""
 
     rank: int = 4
     """Columns of powersgd's factors."""
@@ -105,19 +118,38 @@ class ExchangeConfig:
             ("ratio", self.ratio, 0 < self.ratio <= 1, "more than 0, at most 1"),
             ("correction", self.correction, 0 <= self.correction < 1, "0 or more, and below 1"),
             ("alpha", alpha, alpha is None or 0 < alpha < 1, "more than 0, and below 1"),
+            ("fragments", self.fragments, self.fragments >= 1, "1 or more"),
+            ("overlap", self.overlap, self.overlap >= 0, "0 or more"),
+            ("mixing", self.mixing, 0 <= self.mixing <= 1, "0 or more, at most 1"),
         ):
             if not fits:
                 raise UserError(f"--exchange.{name} {value} must be {wanted}")
+        if self.rule == "streaming_diloco":
+            self._check_fragments()
         if self.compression != "none" and self.rule not in COMPRESSED:
             raise UserError(
                 f"--exchange.compression {self.compression} is not for --exchange.rule "
                 f"{self.rule}: use {', '.join(COMPRESSED)}"
             )
-        grouped = ("none", "every_step", "local_sgd", "post_local_sgd", "diloco")
+        grouped = ("none", "post_local_sgd", *COMPRESSED)
         if self.groups > 1 and (self.compression != "none" or self.rule not in grouped):
             raise UserError(
                 f"--exchange.groups {self.groups} is for plain means: use --exchange.groups 1 with "
                 f"--exchange.rule {self.rule} and --exchange.compression {self.compression}"
+            )
+
+    def _check_fragments(self) -> None:
+        period, fragments = self.period, self.fragments
+        if fragments > period:
+            raise UserError(
+                f"--exchange.fragments {fragments} do not fit into --exchange.period {period}, one "
+                f"a step: use --exchange.fragments {period} or fewer, or --exchange.period "
+                f"{fragments} or more"
+            )
+        if self.overlap >= period:
+            raise UserError(
+                f"--exchange.overlap {self.overlap} must be below --exchange.period {period}, "
+                "after which a fragment is sent again"
             )
 
     def on(self, mesh: Mesh) -> "ExchangeConfig":
@@ -163,6 +195,16 @@ class ExchangeConfig:
             return post_local_sgd(self.period, first, average)
         if self.rule == "diloco":
             return diloco(self.period, self.outer_learning_rate, self.outer_momentum, average)
+        if self.rule == "streaming_diloco":
+            return streaming_diloco(
+                self.period,
+                self.fragments,
+                self.overlap,
+                self.mixing,
+                self.outer_learning_rate,
+                self.outer_momentum,
+                average,
+            )
         if self.rule == "dpsgd":
             return dpsgd(offsets(self.graph, count), count)
         if self.rule == "sgp":

@@ -100,11 +100,7 @@ def diloco(
     def synchronize(parameters: Tree, state: Outer, moment: Moment) -> tuple[Tree, Outer]:
         moved = jax.tree.map(jnp.subtract, state.start, parameters)
         moved, inside = exchange.apply(moved, state.exchange, moment)
-        velocity = state.velocity
-        if momentum:
-            velocity = jax.tree.map(lambda m, d: momentum * m + d, velocity, moved)
-            moved = jax.tree.map(lambda d, m: d + momentum * m, moved, velocity)
-        start = jax.tree.map(lambda w, d: w - learning_rate * d, state.start, moved)
+        start, velocity = outer_step(state.start, state.velocity, moved, learning_rate, momentum)
         return start, Outer(start, velocity, inside)
 
     return Rule(
@@ -113,6 +109,16 @@ def diloco(
         on_parameters=at(when, synchronize),
         sendings=lambda shapes, replicas: [Sending(when, exchange.messages(shapes, replicas))],
     )
+
+
+def outer_step(
+    start: Tree, velocity: Tree, moved: Tree, learning_rate: float, momentum: float
+) -> tuple[Tree, Tree]:
+    """w̃ and m after the outer Nesterov of DiLoCo, for a mean move Δ̄."""
+    if momentum:
+        velocity = jax.tree.map(lambda m, d: momentum * m + d, velocity, moved)
+        moved = jax.tree.map(lambda d, m: d + momentum * m, moved, velocity)
+    return jax.tree.map(lambda w, d: w - learning_rate * d, start, moved), velocity
 
 
 def easgd(period: int, alpha: float) -> Rule:

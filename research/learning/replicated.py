@@ -89,6 +89,7 @@ class Replicated:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), one.abstract_state.parameters
         )
         self._sendings = rule.sendings(unsplit, Replicas(count))
+        self._sendings_here = rule.sendings(one.abstract_state.parameters, self.replicas)
 
     # The interface of `Synchronous` ---------------------------------------------------------------
 
@@ -128,7 +129,7 @@ class Replicated:
 
     def sendings(self) -> list[Sending]:
         """What a device of this mesh sends over `replica`, for those parts of arrays it holds."""
-        return self.rule.sendings(self.one.abstract_state.parameters, self.replicas)
+        return self._sendings_here
 
     # A step -------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The state of replicas that differ: that of one model, with an axis [replicas] in front."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.exchange.replicas import DEVICE
 from research.learning.synchronous import TrainState
+from research.parallel.layout import names_of
 
 Tree = Any
 
@@ -54,8 +56,8 @@ def in_front(sharding: NamedSharding) -> NamedSharding:
 
 
 def like_parameters(state: Tree, parameters: Tree, placed: TrainState) -> Tree:
-    """Shardings of a rule's `state`: an array that stands for a parameter, by the end of its path
-    and its shape, lies as that does."""
+    """Shardings of a rule's `state`: an array that stands for a parameter, or for some of its
+    layers, by the end of its path and its shape, lies as that does."""
     known = {
         path: (leaf.shape, in_front(sharding))
         for (path, leaf), sharding in zip(
@@ -68,9 +70,17 @@ def like_parameters(state: Tree, parameters: Tree, placed: TrainState) -> Tree:
 
     def lies(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         for start in range(len(path)):
-            shape, sharding = known.get(path[start:], (None, whole))
-            if shape == leaf.shape:
+            shape, sharding = known.get(path[start:], ((), whole))
+            if leaf.shape == shape or _is_of_layers(leaf.shape, shape, sharding):
                 return sharding
         return whole
 
     return jax.tree_util.tree_map_with_path(lies, state)
+
+
+def _is_of_layers(shape: tuple[int, ...], whole: tuple[int, ...], sharding: NamedSharding) -> bool:
+    """Whether [replicas, some layers, ...] is like [replicas, layers, ...] and can lie so."""
+    if len(shape) != len(whole) or shape[:1] + shape[2:] != whole[:1] + whole[2:]:
+        return False
+    entry = sharding.spec[1] if len(sharding.spec) > 1 else None
+    return shape[1] % math.prod(sharding.mesh.shape[axis] for axis in names_of(entry)) == 0

@@ -4,11 +4,13 @@ Scalars are left out: sums of losses, counts and norms for the metrics, the weig
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import jax
 import pytest
 
+from research.errors import UserError
 from research.learning import ExchangeConfig
 from research.parallel.collectives import KINDS
 from research.parallel.device_groups import axes_of, groups_of, pairs_of
@@ -48,10 +50,9 @@ def sent_over_replica(text: str, mesh: jax.sharding.Mesh) -> Counter[tuple[str, 
     return found
 
 
-def test_the_compiled_step_sends_what_is_stated(replicas: Any) -> None:
-    here = replicas.run()
+def assert_sends_what_is_stated(here: Any) -> None:
     learner = here.learner
-    rows = replicas.case.batches(1)[0]
+    rows = here.case.batches(1)[0]
     batch = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here.sharding)
         for name, leaf in rows.items()
@@ -68,6 +69,35 @@ def test_the_compiled_step_sends_what_is_stated(replicas: Any) -> None:
             stated[key] += message.elements
     assert sent_over_replica(text, here.mesh) == stated
     assert stated
+
+
+def test_the_compiled_step_sends_what_is_stated(replicas: Any) -> None:
+    assert_sends_what_is_stated(replicas.run())
+
+
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_fragments_of_layers_never_leave_their_stages(
+    compression: Any, small: Any, run: Any
+) -> None:
+    """Four layers on two stages: a fragment has one layer of each."""
+    text = small["text"]
+    case = replace(text, model=replace(text.model, layers=4))
+    exchange = ExchangeConfig("streaming_diloco", period=4, compression=compression)
+    mesh = MeshConfig(replica=2, stage=2, data=2)
+    assert_sends_what_is_stated(run(case, mesh, microbatches=2, exchange=exchange))
+
+
+def test_fragments_that_stages_do_not_hold_are_named(small: Any, run: Any) -> None:
+    exchange = ExchangeConfig("streaming_diloco", period=4)
+    with pytest.raises(
+        UserError, match="fragments 2 does not divide the layers of a stage, 1: .* --model.layers 4"
+    ):
+        run(
+            small["text"],
+            MeshConfig(replica=2, stage=2, data=2),
+            microbatches=2,
+            exchange=exchange,
+        )
 
 
 def test_the_bytes_that_are_logged_are_those_of_the_model(table: Any, run: Any) -> None:

@@ -179,6 +179,32 @@ def test_bytes_are_counted_in_the_steps_that_send_them(rule: Rule, steps: list[i
             MeshConfig(),
             "--exchange.first-local-step -1 must be 0 or more",
         ),
+        (
+            ExchangeConfig("streaming_diloco", fragments=0),
+            MeshConfig(),
+            "--exchange.fragments 0 must be 1 or more",
+        ),
+        (
+            ExchangeConfig("streaming_diloco", mixing=1.5),
+            MeshConfig(),
+            "--exchange.mixing 1.5 must be 0 or more, at most 1",
+        ),
+        (
+            ExchangeConfig("streaming_diloco", overlap=-1),
+            MeshConfig(),
+            "--exchange.overlap -1 must be 0 or more",
+        ),
+        (
+            ExchangeConfig("streaming_diloco", period=3, fragments=4),
+            MeshConfig(),
+            "fragments 4 do not fit into --exchange.period 3, one a step: use --exchange.fragments "
+            "3 or fewer",
+        ),
+        (
+            ExchangeConfig("streaming_diloco", period=20, fragments=4, overlap=20),
+            MeshConfig(),
+            "overlap 20 must be below --exchange.period 20, after which a fragment is sent again",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(
