@@ -42,7 +42,7 @@ class Replicas:
         if self.devices == 1:
             return stacked
         after = None if spec is None else P(None, *spec)
-        return _lying(lambda x: jax.lax.all_gather(x, DEVICE, tiled=True), stacked, after, after)
+        return _lying(_gather_rows, stacked, after, after)
 
     def shift(self, x: jax.Array, by: int, spec: P | None = None) -> jax.Array:
         """The `x` of the replica `by` places before, round the ring: a collective-permute (two,
@@ -117,6 +117,14 @@ class Replicas:
             return x
         sends = [(d, (d + by) % self.devices) for d in range(self.devices)]
         return _lying(lambda x: jax.lax.ppermute(x, DEVICE, sends), x, spec, spec)
+
+
+def _gather_rows(x: jax.Array) -> jax.Array:
+    """[devices · seats, ...] of [seats, ...]. XLA for TPUs gathers a flat array as a sum of arrays
+    that are zero but for one part, twice the bytes: barriers keep the rows from being flattened."""
+    rows = jax.lax.optimization_barrier(x[:, None] if x.ndim == 1 else x)
+    rows = jax.lax.optimization_barrier(jax.lax.all_gather(rows, DEVICE, tiled=True))
+    return rows.reshape(-1, *x.shape[1:])
 
 
 def _lying(
