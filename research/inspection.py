@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ from research.errors import UserError
 from research.experiment import Experiment
 from research.planning.inspection import Inspection, inspect
 from research.planning.step import Step
-from research.prepared import learner, sharding_of_batch, with_replicas
+from research.prepared import learner, seats_of, sharding_of_batch, with_replicas
+
+UNMEASURED = "--exchange.plan auto measures, and nothing is run here: this is the step by scan"
 
 
 def inspect_experiment(experiment: Experiment, topology: str | None = None) -> Inspection:
@@ -45,7 +48,10 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
         compiled = _compile(lowered)
     seconds = (middle - began, time.perf_counter() - middle)
     step = Step.of(made, experiment.model, batch, experiment.pipeline)
-    return inspect(compiled, step, "tokens" if is_text else "examples", seconds)
+    inspection = inspect(compiled, step, "tokens" if is_text else "examples", seconds)
+    if experiment.exchange.plan == "auto" and seats_of(experiment, mesh) > 1:
+        return replace(inspection, warnings=(*inspection.warnings, UNMEASURED))
+    return inspection
 
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -1,8 +1,10 @@
 """An experiment made ready on its devices: data, mesh and compiled functions."""
 
 import contextlib
+import copy
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +15,7 @@ from research.data import Batches, Source, cache_folder, evaluation_batches
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Learner, Replicated, State, Synchronous, Totals
+from research.learning.replicated import Plan
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
@@ -38,7 +41,9 @@ class Prepared:
         self.dataset = experiment.data.load()
         self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
         self.learner = learner(experiment, self.dataset.specification, self.mesh)
-        self._evaluation: Callable[..., Totals] | None = None  # compiled when first needed
+        self.compiling_seconds = 0.0  # of the step
+        self._step: Callable[[State, Any], tuple[State, Any]] | None = None
+        self._evaluation: Callable[..., Totals] | None = None  # both compiled when first needed
 
     @property
     def units_per_step(self) -> int:
@@ -46,13 +51,31 @@ class Prepared:
         is_text = self.dataset.unit == "tokens"
         return self.batch * (self.dataset.specification.shape[0] if is_text else 1)
 
+    @property
+    def seats(self) -> int:
+        """Replicas on a device."""
+        return seats_of(self.experiment, self.mesh)
+
+    def with_plan(self, plan: Plan) -> "Prepared":
+        """The same, with several replicas of a device computed by `plan`; nothing is compiled."""
+        made = copy.copy(self)
+        exchange = replace(self.experiment.exchange, plan=plan)
+        made.experiment = replace(self.experiment, exchange=exchange)
+        made.learner = learner(made.experiment, self.dataset.specification, self.mesh)
+        made._step = made._evaluation = None
+        return made
+
     def feed(self, start: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of the steps after `start`, on the devices."""
         for rows in self.batches.iterate(start, self.rows):
             yield place(rows, self.sharding, self.batch)
 
     def compile(self) -> Callable[[State, Any], tuple[State, Any]]:
-        """The training step, compiled for the shapes of its batch."""
+        """The training step, compiled for the shapes of its batch; the first time in
+        `compiling_seconds`."""
+        if self._step is not None:
+            return self._step
+        began = time.perf_counter()
         example = self.batches.rows(0, [0])
         batch = {
             name: jax.ShapeDtypeStruct(
@@ -60,7 +83,10 @@ class Prepared:
             )
             for name, leaf in example.items()
         }
-        return compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
+        step = compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
+        self.compiling_seconds = time.perf_counter() - began
+        self._step = step
+        return step
 
     def evaluate(self, state: State, split: Source) -> dict[str, float]:
         """Loss, accuracy and what follows from them over a split."""
@@ -80,13 +106,18 @@ def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment
     return replace(experiment, exchange=experiment.exchange.on(mesh))
 
 
+def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
+    """Replicas on a device, once their number is known (see `with_replicas`)."""
+    return (experiment.exchange.replicas or 1) // mesh.shape["replica"]
+
+
 def sharding_of_batch(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> jax.sharding.NamedSharding:
     """How a batch lies on the mesh: so that its microbatches do. Raises UserError for sizes that
     do not divide."""
     batch, microbatches = experiment.data.batch, experiment.optimizer.microbatches
-    seats = (experiment.exchange.replicas or 1) // mesh.shape["replica"]
+    seats = seats_of(experiment, mesh)
     split = {axis: mesh.shape[axis] for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1}
     if seats > 1:
         split = {"replicas a device": seats} | split
@@ -152,7 +183,7 @@ def learner(
         one,
         exchange.build(steps),
         exchange.replicas,
-        exchange.plan,
+        "scan" if exchange.plan == "auto" else exchange.plan,  # nothing was measured
         drop=exchange.not_finite == "drop",
     )
 

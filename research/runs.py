@@ -6,7 +6,6 @@ of them walk it together; process 0 prints, and writes the files that all share.
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -25,6 +24,7 @@ from research.models.generation import generate
 from research.parallel.mesh import describe
 from research.parallel.processes import barrier, compile_together, count, is_first, shared
 from research.parallel.stopping import StopRequest
+from research.plans import settled
 from research.prepared import Prepared, Restored, warn
 from research.training.checkpoints import Checkpoints
 from research.training.folder import RunFolder
@@ -72,7 +72,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
     _say(f"run folder: {folder.path}")
     with _locked(folder):
         before = Experiment.from_json(folder.read("config"))
-        prepared = Prepared(change(before))
+        prepared = settled(Prepared(change(before)), _say)
         experiment = prepared.experiment
         _check_same_data(folder, prepared.dataset)
 
@@ -111,11 +111,10 @@ def _carry_on(
         if first >= run.steps and restoring:
             _say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
             return
-        began = time.perf_counter()
         step_function = prepared.compile()
         if is_first():
             record()
-        _say(_introduction(prepared, state, time.perf_counter() - began))
+        _say(_introduction(prepared, state))
 
         progress = stack.enter_context(
             ProgressReport(first, run.steps, dataset.unit, quiet=not is_first())
@@ -328,7 +327,7 @@ def _check_same_data(folder: RunFolder, dataset: Dataset) -> None:
 
 def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Prepared:
     try:
-        return Prepared(experiment)
+        return settled(Prepared(experiment), _say)
     except BaseException:
         if is_first():
             with contextlib.suppress(OSError):  # what else lies there is not ours
@@ -337,7 +336,7 @@ def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Pre
         raise
 
 
-def _introduction(prepared: Prepared, state: State, seconds: float) -> str:
+def _introduction(prepared: Prepared, state: State) -> str:
     dataset, mesh = prepared.dataset, prepared.mesh
     one = jax.eval_shape(prepared.learner.parameters, state)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(one))
@@ -348,7 +347,7 @@ def _introduction(prepared: Prepared, state: State, seconds: float) -> str:
     return (
         f"{type(prepared.experiment.model).__name__.removesuffix('Config')} with "
         f"{parameters:,} parameters on {dataset.name} ({len(dataset.train):,} training examples); "
-        f"mesh {describe(mesh)} on {where}; step compiled in {seconds:.1f} s"
+        f"mesh {describe(mesh)} on {where}; step compiled in {prepared.compiling_seconds:.1f} s"
     )
 
 
