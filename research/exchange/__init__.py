@@ -9,7 +9,7 @@ they are used, and what a replica does in between, is for `research.learning`.
 from research.exchange.adasum import adasum
 from research.exchange.average import hierarchical_mean, mean
 from research.exchange.exchange import Exchange, Moment, chain
-from research.exchange.message import Message, sent
+from research.exchange.message import Message, messages_sent, sent
 from research.exchange.mixing import mix
 from research.exchange.powersgd import powersgd
 from research.exchange.replicas import Replicas
@@ -25,6 +25,7 @@ __all__ = [
     "chain",
     "hierarchical_mean",
     "mean",
+    "messages_sent",
     "mix",
     "powersgd",
     "sent",

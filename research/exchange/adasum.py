@@ -52,9 +52,10 @@ def adasum(count: int) -> Exchange:
                 str(leaf.dtype),
                 math.prod(own_shape(leaf)) * replicas.seats,
                 replicas.devices,
+                turn,
             )
             for leaf in jax.tree.leaves(shapes)
-            for _ in far
+            for turn, _ in enumerate(far)
         ]
 
     return Exchange(lambda like: (), apply, messages)

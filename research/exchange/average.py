@@ -62,7 +62,8 @@ def hierarchical_mean(groups: int) -> Exchange:
     def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
         near = max(replicas.devices // groups, 1)
         far = replicas.devices // near
-        return of_leaves("all-reduce", shapes, near) + of_leaves("all-reduce", shapes, far)
+        inside, between = (of_leaves("all-reduce", shapes, parties) for parties in (near, far))
+        return [*inside, *(message._replace(turn=1) for message in between)]
 
     return Exchange(lambda like: (), apply, messages)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from research.parallel.wire import wire_share
+from research.parallel.wire import wire_messages, wire_share
 
 Tree = Any
 Kind = Literal["all-reduce", "reduce-scatter", "all-to-all", "all-gather", "collective-permute"]
@@ -22,6 +22,7 @@ class Message(NamedTuple):
     dtype: str  # NumPy's name
     elements: int  # of the operand, on one device
     parties: int  # devices that take part together
+    turn: int = 0  # more than 0 of what is sent after others of its kind, and not with them
 
     @property
     def payload(self) -> int:
@@ -40,6 +41,13 @@ class Message(NamedTuple):
 def sent(messages: list[Message]) -> int:
     """What a device sends with all of them (bytes)."""
     return sum(message.sent for message in messages)
+
+
+def messages_sent(messages: list[Message]) -> int:
+    """How many messages a device sends one after another for all of them: those of one kind, turn
+    and number of parties as one, as a compiler or a library packs the arrays of a tree."""
+    together = {(each.kind, each.parties, each.turn) for each in messages}
+    return sum(wire_messages(kind, parties) for kind, parties, _ in together)
 
 
 def itemsize(dtype: Any) -> int:

@@ -34,7 +34,11 @@ def mix(offsets: list[int], count: int) -> Exchange:
         return moment.each(one, tree), state
 
     def messages(shapes: Tree, replicas: Replicas) -> list[Message]:
-        return [m for offset in offsets for m in shift_messages(shapes, replicas, offset)]
+        return [
+            message._replace(turn=turn)
+            for turn, offset in enumerate(offsets)
+            for message in shift_messages(shapes, replicas, offset)
+        ]
 
     return Exchange(lambda like: (), apply, messages)
 

@@ -87,9 +87,9 @@ def powersgd(rank: int, seed: int = 0) -> Exchange:
                 made += of_leaves("all-reduce", leaf, replicas.devices)
             elif replicas.devices > 1:
                 count, rows, columns = form
-                for side in (rows, columns):
-                    size = count * side * rank
-                    made.append(Message("all-reduce", str(leaf.dtype), size, replicas.devices))
+                for turn, side in enumerate((rows, columns)):
+                    size, dtype = count * side * rank, str(leaf.dtype)
+                    made.append(Message("all-reduce", dtype, size, replicas.devices, turn))
         return made
 
     return Exchange(init, apply, messages)

@@ -32,7 +32,7 @@ from research.learning.replicated_state import (
     in_front,
     like_parameters,
 )
-from research.learning.rule import Rule, Sending, bytes_at, bytes_before
+from research.learning.rule import Rule, Sending, bytes_at, bytes_before, messages_before
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
 Plan = Literal["scan", "vmap"]
@@ -117,13 +117,15 @@ class Replicated:
 
     def observe(self, step: int, state: ReplicatedState) -> Observations:
         """After `step` updates: `bytes_sent` by a replica in the last of them and
-        `bytes_sent_total` in all (as the rule states them, one replica a device, whatever the
-        mesh), and the `consensus_distance`, 0 right after parameters were averaged; and what the
-        rule tells of itself, such as a `spectral_gap`."""
+        `bytes_sent_total` in all, in `messages_sent_total` messages one after another (as the rule
+        states them, one replica a device, whatever the mesh), and the `consensus_distance`, 0 right
+        after parameters were averaged; and what the rule tells of itself, such as a
+        `spectral_gap`."""
         return {
             **self.rule.facts,
             "bytes_sent": bytes_at(self._sendings, step - 1),
             "bytes_sent_total": bytes_before(self._sendings, step),
+            "messages_sent_total": messages_before(self._sendings, step),
             "consensus_distance": self._distance(state.parameters),
         }
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research.exchange import Message, Moment, Replicas, sent
+from research.exchange import Message, Moment, Replicas, messages_sent, sent
 
 Tree = Any
 When = Callable[[Any], Any]
@@ -54,8 +54,17 @@ def bytes_at(sendings: list[Sending], step: int) -> int:
 
 def bytes_before(sendings: list[Sending], step: int) -> int:
     """What a device sends in all steps before `step` (bytes)."""
+    return _before(sendings, step, sent)
+
+
+def messages_before(sendings: list[Sending], step: int) -> int:
+    """How many messages a device sends one after another in all steps before `step`."""
+    return _before(sendings, step, messages_sent)
+
+
+def _before(sendings: list[Sending], step: int, count: Callable[[list[Message]], int]) -> int:
     steps = np.arange(step)
-    return sum(int(np.sum(when(steps))) * sent(messages) for when, messages in sendings)
+    return sum(int(np.sum(when(steps))) * count(messages) for when, messages in sendings)
 
 
 def always(step: Any) -> Any:

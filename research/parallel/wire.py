@@ -16,3 +16,11 @@ three are the least that is possible, Patarasu and Yuan 2009.)
 def wire_share(kind: str, devices: int) -> float:
     """Bytes on the wire of a device for each byte of payload, in a group of `devices`."""
     return (2 if kind == "all-reduce" else 1) * (devices - 1) / devices
+
+
+def wire_messages(kind: str, devices: int) -> int:
+    """Messages that a device sends one after another in a collective of a group of `devices`, by
+    the same algorithms: what its latency counts."""
+    if kind == "collective-permute":
+        return 1
+    return (2 if kind == "all-reduce" else 1) * (devices - 1)
