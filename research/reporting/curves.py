@@ -27,6 +27,7 @@ class Curve(NamedTuple):
     unit: str  # what a loss is the mean over: "tokens" or "examples"
     per_step: int | None  # units a step; None: not known
     records: list[Record]  # as in metrics.jsonl: step, loss, sometimes validation_loss
+    turns: int = 1  # parts of a step that were computed one after another, of as many replicas
 
 
 def read_curve(run: Path) -> Curve:
@@ -65,12 +66,7 @@ def draw_losses(axes: "Axes", curves: Sequence[Curve]) -> None:
 
     if not curves:
         raise UserError("there is no run to draw: give at least one run folder")
-    units = {curve.unit for curve in curves}
-    if len(units) > 1:
-        raise UserError(
-            f"losses a token and losses an example do not compare ({', '.join(sorted(units))}): "
-            "draw those runs apart"
-        )
+    name = loss_name(curves)
     for number, curve in enumerate(curves):
         color = SERIES[number % len(SERIES)]
         validation = _points(curve, "validation_loss")
@@ -96,9 +92,8 @@ def draw_losses(axes: "Axes", curves: Sequence[Curve]) -> None:
                 label=f"validation (last: {validation[1][-1]:.2f})" if single else None,
                 zorder=3,
             )
-    unit = units.pop()
     axes.set_xlabel("step")
-    axes.set_ylabel(f"loss (nats {'a token' if unit == 'tokens' else 'an example'})")
+    axes.set_ylabel(name)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
     axes.grid(axis="y")
@@ -121,7 +116,18 @@ def draw_losses(axes: "Axes", curves: Sequence[Curve]) -> None:
         above.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         above.spines["top"].set_visible(False)
         above.tick_params(length=0, labelcolor=QUIET)
-        above.set_xlabel(unit, color=QUIET)
+        above.set_xlabel(curves[0].unit, color=QUIET)
+
+
+def loss_name(curves: Sequence[Curve]) -> str:
+    """What the losses of `curves` are means over. Raises UserError where that differs."""
+    units = {curve.unit for curve in curves}
+    if len(units) > 1:
+        raise UserError(
+            f"losses a token and losses an example do not compare ({', '.join(sorted(units))}): "
+            "draw those runs apart"
+        )
+    return f"loss (nats {'a token' if units == {'tokens'} else 'an example'})"
 
 
 def _points(curve: Curve, name: str) -> tuple[list[float], list[float]]:
