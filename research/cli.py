@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ COMMANDS = {
     "sample": ("RUN", "text from a trained language model"),
     "export": ("RUN", "write a trained transformer as a Hugging Face folder"),
     "inspect": ("CONFIG", "what its compiled step does, without running it: memory, messages"),
+    "reproduce": ("NAME", "a paper's experiment beside its numbers; without NAME, lists them"),
     "launch": ("-- train CONFIG", "several processes on this machine, as several hosts would be"),
 }
 
@@ -83,7 +85,13 @@ def _run(arguments: list[str]) -> int:
         allow_abbrev=False,
         add_help=False,
     )
-    special = {"launch": _launch, "sample": _sample, "export": _export, "inspect": _inspect}
+    special = {
+        "launch": _launch,
+        "sample": _sample,
+        "export": _export,
+        "inspect": _inspect,
+        "reproduce": _reproduce,
+    }
     return special.get(command, _with_fields)(command, parser, rest)
 
 
@@ -199,6 +207,43 @@ def _inspect(command: str, parser: _Parser, rest: list[str]) -> int:
         print(json.dumps(inspection.to_json(), indent=1))
     else:
         print_inspection(inspection)
+    return 0
+
+
+def _reproduce(command: str, parser: _Parser, rest: list[str]) -> int:
+    parser.add_argument("-h", "--help", action="help", help="show this message")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the experiment")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small form in 2 minutes, which writes no results"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the runs (the experiment's own)")
+    parser.add_argument(
+        "--run.directory",
+        dest="directory",
+        type=Path,
+        help="folder of the run folders (runs/reproduce/NAME; with --quick one that is removed)",
+    )
+    parser.add_argument(
+        "--experiments", type=Path, help="folder of experiments (experiments/ of the checkout)"
+    )
+    parser.add_argument("--cpu-devices", type=int, help="make so many virtual CPU devices")
+    options = parser.parse_args(rest)
+    from research.parallel import processes
+
+    processes.initialize(options.cpu_devices)
+    from research import reproduction
+
+    if options.name is None:
+        reproduction.list_experiments(options.experiments)
+        return 0
+    reproduction.reproduce(
+        options.name,
+        options.quick,
+        options.seeds,
+        options.directory,
+        options.experiments,
+        shlex.join(["research", command, *rest]),
+    )
     return 0
 
 

@@ -1,6 +1,7 @@
 """Where a run was made: versions, devices, code and command."""
 
 import contextlib
+import os
 import platform
 import subprocess
 import sys
@@ -32,10 +33,27 @@ def environment(seed: int) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "hardware": hardware(),
         "processes": count(),
         "seed": seed,
         "git": _git_commit(),
     }
+
+
+def hardware() -> str:
+    """The machine in a line: processor, cores this process may use, and devices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = jax.devices()
+    plural = "s" if len(devices) > 1 else ""
+    return f"{_processor()}, {cores} cores; {len(devices)} {devices[0].device_kind} device{plural}"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> dict[str, Any] | None:

@@ -1,0 +1,323 @@
+"""Reproduce a paper: train every variant with every seed, and set ours beside the paper's numbers.
+
+An experiment is a folder of `experiments/`: `experiment.py` has `reproduction = Reproduction(...)`,
+`paper.json` the paper's numbers, `README.md` what differs. This file does the rest, the same for
+all: runs in run folders of their own, gone on with where they were interrupted; then the table,
+`results.json`, the README's table and the figure.
+"""
+
+import ast
+import runpy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from research import runs
+from research.configuration import nearest
+from research.errors import RunError, UserError
+from research.experiment import Experiment
+from research.parallel.processes import count
+from research.prepared import with_replicas
+from research.reporting.ledger import (
+    Measurement,
+    Provenance,
+    Row,
+    compare,
+    print_rows,
+    read_paper,
+    write_rows,
+    write_table,
+)
+from research.training.checkpoints import Checkpoints
+from research.training.folder import RunFolder
+from research.training.metrics import Record, read
+from research.training.provenance import environment
+
+if TYPE_CHECKING:  # matplotlib is imported by what draws
+    from matplotlib.axes import Axes
+
+__all__ = ["Measurement", "Reproduction", "Results", "Run", "names", "reproduce"]
+
+FIGURE = "figure.svg"
+
+
+class Run(NamedTuple):
+    """A finished run of one variant with one seed."""
+
+    folder: Path
+    seed: int
+
+    def records(self) -> list[Record]:
+        """What it logged, as in `metrics.jsonl`."""
+        return read(RunFolder(self.folder).metrics)
+
+    def last(self, metric: str) -> float:
+        """The last logged value of `metric`, such as `validation_loss` or `bytes_sent_total`.
+
+        Raises UserError naming the nearest metric where none has that name.
+        """
+        records = self.records()
+        values = [record[metric] for record in records if metric in record]
+        if not values:
+            known = sorted({name for record in records for name in record})
+            raise UserError(f"{self.folder} has logged no {metric}: {nearest(metric, known)}")
+        return float(values[-1])
+
+    def test(self, metric: str) -> float:
+        """`loss`, `accuracy` or `perplexity` of the last checkpoint on the test split, evaluated
+        when first asked for."""
+        folder = RunFolder(self.folder)
+        steps = folder.read("config")["run"]["steps"]
+        done = (self.folder / "evaluation.json").exists() and folder.read("evaluation")
+        if not done or done["step"] != steps:
+            done = runs.evaluate(self.folder)
+        return float(done[metric])
+
+
+class Results:
+    """The finished runs of a reproduction, by variant, in the order of the seeds."""
+
+    def __init__(self, finished: Mapping[str, Sequence[Run]]):
+        self.runs = finished
+
+    def last(self, variant: str, metric: str) -> np.ndarray:
+        """`Run.last` of a variant, [seeds]."""
+        return np.array([run.last(metric) for run in self.runs[variant]])
+
+    def test(self, variant: str, metric: str) -> np.ndarray:
+        """`Run.test` of a variant, [seeds]."""
+        return np.array([run.test(metric) for run in self.runs[variant]])
+
+    def curves(self, x: str, y: str) -> dict[str, list[tuple[list[float], list[float]]]]:
+        """Of every variant and seed, the values of `x` and `y` in the records that have both."""
+
+        def curve(run: Run) -> tuple[list[float], list[float]]:
+            both = [record for record in run.records() if x in record and y in record]
+            return [record[x] for record in both], [record[y] for record in both]
+
+        return {variant: [curve(run) for run in some] for variant, some in self.runs.items()}
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What an `experiment.py` has to say."""
+
+    variants: Callable[[bool], Mapping[str, Experiment]]
+    """`variants(quick)`: experiments by name, in full or in a form of 2 minutes for all together on
+    2 cores. Folder and seed of their runs are set here."""
+    seeds: Sequence[int]
+    """Seeds of the full form, for every variant; the quick form takes the first."""
+    measure: Callable[[Results], Sequence[Measurement]]
+    """The rows: names of `paper.json` where the paper has the number, others where it has not."""
+    draw: Callable[["Axes", Results], None]
+    """The figure."""
+    cpu_devices: int = 1
+    """Virtual devices on a machine without accelerators, where --cpu-devices does not say."""
+
+
+def names(experiments: Path) -> dict[str, str]:
+    """The experiments of a folder, with the first line that each says of itself; runs none."""
+    found = sorted(experiments.glob("*/experiment.py"))
+    return {path.parent.name: _first_line(path) for path in found}
+
+
+def list_experiments(experiments: Path | None = None) -> None:
+    """Prints the experiments, a line each."""
+    known = names(experiments_folder() if experiments is None else experiments)
+    width = max(map(len, known), default=0)
+    for name, line in known.items():
+        print(f"{name:<{width}}  {line}")
+
+
+def experiments_folder() -> Path:
+    """`experiments/` where the command is called, else that of the checkout.
+
+    Raises UserError where there is none.
+    """
+    for folder in (Path("experiments"), Path(__file__).parents[1] / "experiments"):
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        "there is no folder experiments/ here: call the command in a checkout of the project, or "
+        "give --experiments FOLDER"
+    )
+
+
+def reproduce(
+    name: str,
+    quick: bool = False,
+    seeds: Sequence[int] | None = None,
+    directory: Path | None = None,
+    experiments: Path | None = None,
+    command: str | None = None,
+) -> list[Row]:
+    """Runs the experiment `name` and prints its table; the rows are returned.
+
+    The full form writes `results.json`, the figure and the README's table into the experiment's
+    folder; `quick`, the small form of the same code, writes nothing there. Runs lie in `directory`
+    (None: runs/reproduce/<name>, and for the quick form a folder that is thrown away); those that
+    are finished there are not done again, and those that were interrupted are gone on with.
+
+    Raises UserError for a name that is not known, and for what an experiment lacks; RunError for a
+    run that had to stop.
+    """
+    experiments = experiments_folder() if experiments is None else experiments
+    folder = experiments / _known(name, experiments)
+    if count() > 1:
+        raise UserError(
+            f"research reproduce is one process, and here are {count()}: leave out `research "
+            "launch`; --cpu-devices makes virtual devices"
+        )
+    reproduction = _load(folder / "experiment.py")
+    _make_devices(reproduction.cpu_devices)
+    numbers = read_paper(folder / "paper.json")
+    chosen = list(seeds or (reproduction.seeds[:1] if quick else reproduction.seeds))
+    if len(set(chosen)) < len(chosen) or min(chosen) < 0:
+        raise UserError(f"seeds {' '.join(map(str, chosen))}: give different ones, 0 or more")
+    variants = reproduction.variants(quick)
+    with ExitStack() as stack:
+        if directory is None and quick:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reproduce-")))
+        results = _run_all(variants, chosen, directory or Path("runs/reproduce") / name)
+        measured = reproduction.measure(results)
+        origin = _provenance(results, command or f"research reproduce {name}")
+        rows = compare(numbers, measured, chosen, origin)
+        form = "quick form, too small to judge by" if quick else f"{len(chosen)} seeds"
+        print_rows(rows, f"{name} ({form})")
+        _draw(reproduction, results, None if quick else folder / FIGURE)
+    if quick:
+        print("quick form: nothing was written into the experiment's folder")
+    else:
+        write_rows(folder / "results.json", rows)
+        write_table(folder / "README.md", rows)
+        print(f"written: {folder / 'results.json'}, {folder / FIGURE}")
+    return rows
+
+
+def _known(name: str, experiments: Path) -> str:
+    known = list(names(experiments))
+    if name not in known:
+        hint = nearest(name, known)
+        near = f" {hint}" if hint.startswith("did") else ""
+        listed = ", ".join(known) or "none"
+        raise UserError(f"there is no experiment `{name}`:{near} {experiments} has {listed}")
+    return name
+
+
+def _load(path: Path) -> Reproduction:
+    found = runpy.run_path(str(path)).get("reproduction")
+    if not isinstance(found, Reproduction):
+        raise UserError(f"{path} defines no `reproduction = Reproduction(...)`")
+    return found
+
+
+def _make_devices(cpu_devices: int) -> None:
+    """Unless the command line, or whoever has used JAX before, has decided how many."""
+    if jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
+        with suppress(RuntimeError):  # JAX is in use
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    except SyntaxError as error:
+        return f"{path} is not Python (line {error.lineno})"
+    return text.splitlines()[0] if text else ""
+
+
+# The runs -----------------------------------------------------------------------------------------
+
+
+def _run_all(variants: Mapping[str, Experiment], seeds: Sequence[int], directory: Path) -> Results:
+    """Seed by seed, so that what there is after an interruption compares."""
+    finished: dict[str, list[Run]] = {variant: [] for variant in variants}
+    total = len(variants) * len(seeds)
+    wanted = [(seed, variant) for seed in seeds for variant in variants]
+    for number, (seed, variant) in enumerate(wanted, 1):
+        print(f"[{number}/{total}] {variant}, seed {seed}", flush=True)
+        path = directory / f"{variant.replace(' ', '_')}-seed{seed}"
+        experiment = variants[variant]
+        settings = replace(experiment.run, directory=str(path), seed=seed)
+        _finish(replace(experiment, run=settings), path)
+        finished[variant].append(Run(path, seed))
+    return Results(finished)
+
+
+def _finish(experiment: Experiment, path: Path) -> None:
+    """Runs `experiment` in `path` to its end, from wherever it is there."""
+    experiment.check()
+    if not (path / "config.json").exists():
+        runs.train(experiment)
+    else:
+        _check_same(experiment, path)
+        if _last_step(path) != experiment.run.steps:
+            runs.resume(path)
+    last = _last_step(path)
+    if last != experiment.run.steps:
+        raise RunError(
+            f"stopped at step {last or 0} of {experiment.run.steps} of {path}: the same command "
+            "goes on from there"
+        )
+
+
+def _last_step(path: Path) -> int | None:
+    checkpoints = Checkpoints(RunFolder(path).checkpoints)
+    try:
+        return checkpoints.latest()
+    finally:
+        checkpoints.close()
+
+
+def _check_same(experiment: Experiment, path: Path) -> None:
+    """Raises UserError where a run in `path` is of another experiment, naming a field."""
+    here = with_replicas(experiment, experiment.mesh.build()).to_json()
+    there = RunFolder(path).read("config")
+    if changed := _difference(here, there):
+        raise UserError(
+            f"{path} holds a run of another experiment ({changed}): remove it, or choose another "
+            "--run.directory"
+        )
+
+
+def _difference(here: Any, there: Any, where: str = "") -> str | None:
+    if not (isinstance(here, dict) and isinstance(there, dict)):
+        same = here == there or where == "run.directory"
+        return None if same else f"{where} is {there!r}, and now {here!r}"
+    for name in here | there:
+        inner = f"{where}.{name}" if where else name
+        if found := _difference(here.get(name), there.get(name), inner):
+            return found
+    return None
+
+
+def _provenance(results: Results, command: str) -> Provenance:
+    """Of the runs, where they agree; hardware and commits that differ are all named."""
+    made = [
+        RunFolder(run.folder).read("environment") for some in results.runs.values() for run in some
+    ] or [environment(0)]
+
+    def commit(git: dict[str, Any] | None) -> str:
+        return git["commit"] + ("+changes" if git["changed"] else "") if git else "unknown"
+
+    return Provenance(
+        command=command,
+        hardware="; ".join(sorted({e["hardware"] for e in made})),
+        versions=made[-1]["versions"],
+        commit=", ".join(sorted({commit(e["git"]) for e in made})),
+    )
+
+
+def _draw(reproduction: Reproduction, results: Results, path: Path | None) -> None:
+    """The figure, drawn in the quick form too, so that it is known to work."""
+    from research.reporting.picture import one_picture
+
+    one_picture(
+        5.6, 3.4, lambda axes: reproduction.draw(axes, results), path
+    ).draw_without_rendering()
