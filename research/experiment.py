@@ -13,7 +13,7 @@ from typing import Any
 from research.configuration import check, from_json, nearest, to_json
 from research.data import ImagesConfig, TableConfig, TextConfig
 from research.errors import UserError
-from research.learning import ExchangeConfig, OptimizerConfig
+from research.learning import AsynchronousConfig, ExchangeConfig, OptimizerConfig
 from research.models import (
     CNNConfig,
     LinearConfig,
@@ -26,6 +26,7 @@ from research.parallel.schedules import PipelineConfig
 from research.training import RunConfig
 
 __all__ = [
+    "AsynchronousConfig",
     "CNNConfig",
     "ExchangeConfig",
     "Experiment",
@@ -68,6 +69,9 @@ class Experiment:
     exchange: ExchangeConfig = ExchangeConfig()
     """What replicas that differ exchange, and when."""
 
+    asynchronous: AsynchronousConfig = AsynchronousConfig()
+    """Workers around a parameter server, in virtual time."""
+
     run: RunConfig = RunConfig()
     """For how long, and what is written down."""
 
@@ -75,7 +79,14 @@ class Experiment:
         """Raises UserError for a value of a wrong type, or that no run can have."""
         check(self, "experiment")
         self.run.check()
-        self.exchange.check(self.mesh)
+        if self.asynchronous.rule == "none":
+            self.exchange.check(self.mesh)
+        elif self.exchange.rule != "none":
+            raise UserError(
+                f"--asynchronous.rule {self.asynchronous.rule} and --exchange.rule "
+                f"{self.exchange.rule} are two ways to learn together: set one of them to none"
+            )
+        self.asynchronous.check(self.data.batch)
         batch, microbatches = self.data.batch, self.optimizer.microbatches
         if microbatches < 1 or batch % microbatches:
             raise UserError(

@@ -13,7 +13,7 @@ from research.errors import UserError
 from research.experiment import Experiment
 from research.planning.inspection import Inspection, inspect
 from research.planning.step import Step
-from research.prepared import learner, seats_of, sharding_of_batch, with_replicas
+from research.prepared import abstract_events, learner, seats_of, sharding_of_batch, with_replicas
 
 UNMEASURED = "--exchange.plan auto measures, and nothing is run here: this is the step by scan"
 
@@ -41,6 +41,7 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
+    rows |= abstract_events(made)
     with jax.set_mesh(mesh):
         began = time.perf_counter()
         lowered = made.step.lower(made.abstract_state, rows)

@@ -18,7 +18,7 @@ from research.learning import Learner, Replicated, State, Synchronous, Totals
 from research.learning.replicated import Plan
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
-from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
+from research.parallel.layout import LAYOUT, abstract, batch_sharding, place, rows_of_this_process
 from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
 from research.training.checkpoints import Checkpoints
@@ -65,10 +65,11 @@ class Prepared:
         made._step = made._evaluation = None
         return made
 
-    def feed(self, start: int) -> Iterator[dict[str, jax.Array]]:
-        """The batches of the steps after `start`, on the devices."""
-        for rows in self.batches.iterate(start, self.rows):
-            yield place(rows, self.sharding, self.batch)
+    def feed(self, start: int) -> Iterator[dict[str, Any]]:
+        """The batches of the steps after `start`, on the devices, and what steps are told
+        besides."""
+        for step, rows in enumerate(self.batches.iterate(start, self.rows), start):
+            yield place(rows, self.sharding, self.batch) | self.learner.events(step)
 
     def compile(self) -> Callable[[State, Any], tuple[State, Any]]:
         """The training step, compiled for the shapes of its batch; the first time in
@@ -83,6 +84,7 @@ class Prepared:
             )
             for name, leaf in example.items()
         }
+        batch |= abstract_events(self.learner)
         step = compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
         self.compiling_seconds = time.perf_counter() - began
         self._step = step
@@ -108,7 +110,8 @@ def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment
 
 def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Replicas on a device, once their number is known (see `with_replicas`)."""
-    return (experiment.exchange.replicas or 1) // mesh.shape["replica"]
+    devices = mesh.shape["replica"]
+    return (experiment.exchange.replicas or devices) // devices
 
 
 def sharding_of_batch(
@@ -159,11 +162,20 @@ class Restored:
             self.step, self.state = checkpoints.restore(self.learner.abstract_state, warn)
 
 
+def abstract_events(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a step is told beside its batch, whole on every device."""
+    events = learner.events(0)
+    whole = jax.sharding.NamedSharding(learner.mesh, jax.sharding.PartitionSpec())
+    return abstract(events, dict.fromkeys(events, whole))
+
+
 def learner(
     experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh
 ) -> Learner:
     """The algorithm of `experiment` for data of `specification`, on `mesh`."""
     steps, exchange = experiment.run.steps, experiment.exchange
+    asynchronous = experiment.asynchronous
+    alone = exchange.rule == "none" and asynchronous.rule == "none"
     one = Synchronous(
         experiment.model,
         specification,
@@ -173,10 +185,12 @@ def learner(
         experiment.run.seed,
         experiment.optimizer.microbatches,
         experiment.pipeline,
-        outside=() if exchange.rule == "none" else ("replica",),
+        outside=() if alone else ("replica",),
     )
-    if exchange.rule == "none":
+    if alone:
         return one
+    if asynchronous.rule != "none":
+        return asynchronous.build(one)
     exchange = exchange.on(mesh)
     assert exchange.replicas is not None
     return Replicated(

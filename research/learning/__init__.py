@@ -2,10 +2,15 @@
 
 `Synchronous` is one model: one gradient of the whole batch a step, over any mesh. `Replicated` is
 several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo, elastic averaging.
-Both are a `Learner`. `cross_entropy` gives every loss as (sum, count); `OptimizerConfig` names an
+`Asynchronous` are workers around a server that takes their gradients as they come, `BackupWorkers`
+those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). All are a
+`Learner`. `cross_entropy` gives every loss as (sum, count); `OptimizerConfig` names an
 optax optimizer and its schedule.
 """
 
+from research.learning.asynchronous import Asynchronous, AsynchronousState
+from research.learning.asynchronous_config import AsynchronousConfig
+from research.learning.backup_workers import BackupWorkers
 from research.learning.exchange_config import ExchangeConfig
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
@@ -14,10 +19,14 @@ from research.learning.replicated_state import ReplicatedState
 from research.learning.rule import Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
-Learner = Synchronous | Replicated
-State = TrainState | ReplicatedState
+Learner = Synchronous | Replicated | Asynchronous | BackupWorkers
+State = TrainState | ReplicatedState | AsynchronousState
 
 __all__ = [
+    "Asynchronous",
+    "AsynchronousConfig",
+    "AsynchronousState",
+    "BackupWorkers",
     "ExchangeConfig",
     "Learner",
     "OptimizerConfig",

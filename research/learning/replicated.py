@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -34,6 +35,7 @@ from research.learning.replicated_state import (
 )
 from research.learning.rule import Rule, Sending, bytes_at, bytes_before, messages_before
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
+from research.parallel.layout import abstract
 
 Plan = Literal["scan", "vmap"]
 Observations = dict[str, Any]
@@ -74,11 +76,7 @@ class Replicated:
             ),
         )
         self.init: jax.stages.Wrapped = jax.jit(self._initial, out_shardings=self.shardings)
-        self.abstract_state: ReplicatedState = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.shardings,
-        )
+        self.abstract_state: ReplicatedState = abstract(shapes, self.shardings)
         self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, whole))
         self.evaluate = jax.jit(
             lambda state, batch: one.evaluate(self._merged(state), batch), out_shardings=whole
@@ -114,6 +112,10 @@ class Replicated:
         )
         replicas = state.replicas._replace(parameters=parameters, exchange=begin(own))
         return state._replace(replicas=replicas)
+
+    def events(self, step: int) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
 
     def observe(self, step: int, state: ReplicatedState) -> Observations:
         """After `step` updates: `bytes_sent` by a replica in the last of them and

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -24,7 +25,7 @@ from research.learning.objective import Totals, cross_entropy
 from research.learning.pipelined import Pipelined, into_rounds, out_of_rounds
 from research.models.model import Extras, Model
 from research.models.specification import Specification
-from research.parallel.layout import constrain, parameter_shardings, unused_axes
+from research.parallel.layout import abstract, constrain, parameter_shardings, unused_axes
 from research.parallel.mesh import describe
 from research.parallel.schedules import PipelineConfig
 
@@ -78,8 +79,8 @@ class Synchronous:
         self.specification = specification
         self.microbatches = microbatches
         self.optimizer = optimizer
+        self.seed = seed
         self._learning_rate = learning_rate
-        self._seed = seed
 
         stages = mesh.shape["stage"]
         pipeline = pipeline or PipelineConfig()
@@ -133,12 +134,8 @@ class Synchronous:
             )
 
         self.init: jax.stages.Wrapped = jax.jit(init, out_shardings=self.shardings)
-        self.abstract_state: TrainState = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(init),
-            self.shardings,
-        )
-        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, whole))
+        self.abstract_state: TrainState = abstract(jax.eval_shape(init), self.shardings)
+        self.step = jax.jit(self.updated, donate_argnums=0, out_shardings=(self.shardings, whole))
         self.evaluate = jax.jit(self._evaluate, out_shardings=whole)
 
     def model(self, state: TrainState) -> Any:
@@ -154,15 +151,27 @@ class Synchronous:
         """The model's parameters as the state has them: the opposite of `parameters`."""
         return into_rounds(parameters, self._rounds, self.mesh.shape["stage"])
 
+    @property
+    def size(self) -> int:
+        """Of all parameters (bytes)."""
+        leaves = jax.tree.leaves(self.abstract_state.parameters)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
     def with_parameters(self, state: TrainState, parameters: Tree) -> TrainState:
         """The initial `state` with other parameters, as the state has them."""
         return state._replace(parameters=parameters)
+
+    def events(self, step: int) -> dict[str, np.ndarray]:
+        """What the step after `step` updates is told beside its batch, the same on all devices:
+        here nothing."""
+        return {}
 
     def observe(self, step: int, state: TrainState) -> StepMetrics:
         """What is measured only where it is logged, after `step` updates: here nothing."""
         return {}
 
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def updated(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """The state after one update, and its metrics: what `step` compiles."""
         key = self.key(state.step)
         gradients, sums, buffers = self.gradients(state.parameters, state.buffers, batch, key)
         # Without the barriers XLA's CPU backend computes the update twice, for itself and its norm.
@@ -176,7 +185,7 @@ class Synchronous:
 
     def key(self, step: jax.Array) -> jax.Array:
         """Of the draws of the step after `step` updates."""
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), 1), step)
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 1), step)
 
     def metrics(
         self, step: jax.Array, sums: Sums, gradient_norm: jax.Array, parameter_norm: jax.Array

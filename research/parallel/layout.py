@@ -136,6 +136,15 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(flat)
 
 
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """A tree of `shapes` as abstract arrays that lie by `shardings`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def names_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The mesh axes of one entry of a `PartitionSpec`: those that split one dimension."""
     return (entry,) if isinstance(entry, str) else entry or ()

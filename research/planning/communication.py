@@ -3,7 +3,8 @@
 Parameters of P bytes on a device, activations of A bytes (a device's part of a microbatch: rows ×
 tokens × width), m microbatches, L layers on a device, n devices along an axis. A device sends
 
-    data     2 P (n-1)/n                 one all-reduce of gradients
+    data     2 P (n-1)/n                 one all-reduce of gradients; with a server also over
+                                         `replica`, and P once more for what a worker has fetched
     fsdp     2 P' (n-1)/n                P' = n P made whole, for the forward and the backward pass
              P' (n-1)/n                  gradients reduced and scattered; both m times
     tensor   m L · 4 · 2 A (n-1)/n       after attention and MLP, and before them on the way back
@@ -30,7 +31,7 @@ from typing import Any
 
 import jax
 
-from research.learning import Replicated
+from research.learning import Asynchronous, Replicated
 from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
 from research.models.model import LAYERS
@@ -64,6 +65,8 @@ def expected(step: Step) -> list[Expected]:
         seats = step.replicas.replicas.seats
         rows = [replace(row, wire=seats * row.wire) for row in rows]
         rows += _exchanges(step.replicas)
+    if isinstance(step.server, Asynchronous):
+        rows.append(_fetched(step))
     return [row for row in rows if row.wire > 0]
 
 
@@ -74,6 +77,15 @@ def _exchanges(replicas: Replicated) -> Iterator[Expected]:
             yield Expected(
                 message.kind, ("replica",), "exchange", "as its rule states", message.sent
             )
+
+
+def _fetched(step: Step) -> Expected:
+    """What the worker has whose turn it is, from those devices that hold its copy to all."""
+    size = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(step.learner.abstract_state.parameters)
+    )
+    return _sum(step, ("replica",), "what a worker has fetched", "2 P (n-1)/n", size)
 
 
 # Parameters ------------------------------------------------------------------------------------
@@ -92,7 +104,7 @@ def _parameters(step: Step, passes: Passes) -> Iterator[Expected]:
         times = passes.backward / passes.here
         if not is_layer:  # of a tied table by the lookup, and by the head
             times = step.microbatches * read + passes.embeds_back * (looked_up or not read)
-        over = tuple(a for a in step.among("data", "fsdp", "expert", "context") if a not in split)
+        over = tuple(a for a in step.among(*step.axes_of_batch, "context") if a not in split)
         late: tuple[str, ...] = ()
         if step.is_looped:
             late = (*step.among("data"), *(() if is_layer else step.among("stage")))

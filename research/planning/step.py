@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from research.learning import Replicated, Synchronous
+from research.learning import Asynchronous, BackupWorkers, Learner, Replicated, Synchronous
 from research.models.model import LAYERS
-from research.parallel.layout import axes_of_spec
+from research.parallel.layout import LAYOUT, axes_of_spec
 from research.parallel.schedules import PipelineConfig
 
 
@@ -23,22 +23,24 @@ class Step:
     platform: str
     replicas: Replicated | None = None
     """Around the learner, where there are several; all else here is about one of them."""
+    server: Asynchronous | BackupWorkers | None = None
+    """Around the learner, where there is one."""
 
     @classmethod
-    def of(
-        cls, learner: Synchronous | Replicated, model: Any, batch: int, pipeline: PipelineConfig
-    ) -> "Step":
+    def of(cls, learner: Learner, model: Any, batch: int, pipeline: PipelineConfig) -> "Step":
         """That of any learner, for `batch` rows over all devices."""
         platform = learner.mesh.devices.flat[0].platform
         if isinstance(learner, Replicated):
             rows = batch // learner.replicas.count
-            return cls(learner.one, model, rows, pipeline, platform, learner)
+            return cls(learner.one, model, rows, pipeline, platform, replicas=learner)
+        if isinstance(learner, Asynchronous | BackupWorkers):
+            return cls(learner.one, model, batch, pipeline, platform, server=learner)
         return cls(learner, model, batch, pipeline, platform)
 
     @property
     def state(self) -> Any:
-        """The abstract state, of all replicas."""
-        return (self.replicas or self.learner).abstract_state
+        """The abstract state, of all replicas, or of a server and its workers."""
+        return (self.server or self.replicas or self.learner).abstract_state
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -49,6 +51,12 @@ class Step:
         return tuple(axis for axis in axes if self.mesh[axis] > 1)
 
     @property
+    def axes_of_batch(self) -> tuple[str, ...]:
+        """Those that split the rows: not `replica`, where each replica has rows of its own."""
+        axes = LAYOUT["batch"].mesh_axes
+        return tuple(axis for axis in axes if self.replicas is None or axis != "replica")
+
+    @property
     def microbatches(self) -> int:
         return self.learner.microbatches
 
@@ -56,7 +64,7 @@ class Step:
     def tokens(self) -> int:
         """Of a microbatch on one device."""
         mesh, (sequence,) = self.mesh, self.learner.specification.shape
-        parts = self.microbatches * math.prod(mesh[a] for a in ("data", "fsdp", "expert"))
+        parts = self.microbatches * math.prod(mesh[axis] for axis in self.axes_of_batch)
         return self.batch // parts * sequence // mesh["context"]
 
     @property

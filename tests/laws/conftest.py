@@ -15,6 +15,7 @@ import pytest
 
 from research.errors import UserError
 from research.learning import (
+    AsynchronousConfig,
     ExchangeConfig,
     Learner,
     OptimizerConfig,
@@ -113,6 +114,21 @@ PLACES = {
 # Every program takes its time to compile: where a rule sees nothing new, three stand for all.
 EVERYWHERE = ("every_step", "diloco", "sign")
 COMMON = ("replica4-tensor2", "replica4-fsdp2-two-a-device")
+
+SERVERS = {
+    "plain": AsynchronousConfig("plain", durations="exponential"),
+    "staleness_aware": AsynchronousConfig("staleness_aware", durations="log_normal"),
+    "dc_asgd": AsynchronousConfig("dc_asgd", compensation=0.5, durations="uniform"),
+    "dc_asgd-adaptive": AsynchronousConfig("dc_asgd", compensation=0.1, compensation_decay=0.9),
+    "hogwild": AsynchronousConfig("hogwild", share=0.5, slow_factor=2.0),
+    "backup_workers": AsynchronousConfig("backup_workers", durations="exponential"),
+}
+SERVERS_ON = {
+    "replica4": Place(MeshConfig(replica=4, data=1), 4),
+    "replica2-tensor2": Place(MeshConfig(replica=2, data=1, tensor=2), 4),
+    "data2-fsdp2": Place(MeshConfig(data=2, fsdp=2), 4),
+    "replica2-stage2-data2": Place(MeshConfig(replica=2, stage=2, data=2), 4, "text", 2),
+}
 
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
 TEXT = Specification(shape=(16,), classes=65)
@@ -218,6 +234,7 @@ class Run:
         microbatches: int = 1,
         pipeline: PipelineConfig | None = None,
         exchange: ExchangeConfig | None = None,
+        asynchronous: AsynchronousConfig | None = None,
     ):
         """Raises UserError where case and mesh do not fit."""
         self.case = case
@@ -236,9 +253,11 @@ class Run:
             seed=3,
             microbatches=microbatches,
             pipeline=pipeline,
-            outside=() if exchange is None else ("replica",),
+            outside=() if exchange is None and asynchronous is None else ("replica",),
         )
         self.learner: Learner = one
+        if asynchronous is not None:
+            self.learner = asynchronous.build(one)
         if exchange is not None:
             exchange = exchange.on(self.mesh)
             drop = exchange.not_finite == "drop"
@@ -259,8 +278,8 @@ class Run:
         made: Trace = []
         with jax.set_mesh(self.mesh):
             state = jax.device_put(initial, self.learner.shardings)
-            for rows in self.case.batches(steps):
-                batch = place(rows, self.sharding, self.case.batch)
+            for step, rows in enumerate(self.case.batches(steps)):
+                batch = place(rows, self.sharding, self.case.batch) | self.learner.events(step)
                 state, metrics = self.learner.step(state, batch)
                 made.append((float(metrics["loss"]), jax.device_get(state.optimizer[0])))
                 if self.case.kinked:
@@ -355,6 +374,45 @@ def replicas(request: pytest.FixtureRequest) -> Replicas:
     rule, place = RULES[request.param[0]], PLACES[request.param[1]]
     exchange = replace(rule, replicas=place.replicas)
     return Replicas(exchange, place, SMALL[place.model])
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> AsynchronousConfig:
+    chosen: AsynchronousConfig = SERVERS[request.param]
+    return chosen
+
+
+class Workers(NamedTuple):
+    """A server and its workers at a place."""
+
+    asynchronous: AsynchronousConfig
+    place: Place
+    case: Case
+
+    def run(self, mesh: MeshConfig | None = None) -> "Run":
+        """On the place's mesh, or on another one."""
+        mesh = mesh or self.place.mesh
+        return Run(
+            self.case,
+            mesh,
+            mesh.named_devices,
+            microbatches=self.place.microbatches,
+            asynchronous=self.asynchronous,
+        )
+
+
+@pytest.fixture(
+    params=[
+        (server, place)
+        for server in SERVERS
+        for place in SERVERS_ON
+        if SERVERS_ON[place].model == "table" or server in ("dc_asgd-adaptive", "backup_workers")
+    ],
+    ids="-".join,
+)
+def workers(request: pytest.FixtureRequest) -> Workers:
+    server, place = SERVERS[request.param[0]], SERVERS_ON[request.param[1]]
+    return Workers(server, place, SMALL[place.model])
 
 
 @pytest.fixture

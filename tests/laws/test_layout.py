@@ -245,6 +245,20 @@ def test_replicas_learn_on_a_mesh_what_they_learn_on_one_device(replicas: Any) -
     assert (np.ptp(gradients, axis=0).max() > 1e-4) != averaged
 
 
+def test_a_server_learns_on_a_mesh_what_it_learns_on_one_device(workers: Any) -> None:
+    """Gradients are those that the optimizer got: late, compensated, thinned out."""
+    alone = workers.run(MeshConfig(data=1))
+    initial = alone.init()
+    trace = alone.trace(initial)
+    here = workers.run()
+    assert_equal_traces(here.trace(initial), trace)
+    mine, its = (jax.device_get(run.state) for run in (here, alone))
+    for part in ("parameters", "rule", "fetched"):
+        if jax.tree.leaves(getattr(its, part, ())):
+            assert worst(getattr(mine, part), getattr(its, part))[0] <= GRADIENTS
+    assert here.evaluate().loss == pytest.approx(alone.evaluate().loss, rel=RELATIVE)
+
+
 # Sizes that do not divide ---------------------------------------------------------------------
 
 

@@ -102,6 +102,30 @@ def checkpoints(folder: Path) -> list[int]:
             ["--mesh.replica", "8", "--exchange.rule", "easgd", "--exchange.replicas", "16"],
             "batch 8 does not divide over replicas a device × replica = 16: use --data.batch 16",
         ),
+        (["--asynchronous.workers", "0"], "--asynchronous.workers 0 must be 1 or more"),
+        (["--asynchronous.compensation", "-1"], "--asynchronous.compensation -1.0 must be 0 or"),
+        (["--asynchronous.slow-factor", "0.5"], "--asynchronous.slow-factor 0.5 must be 1 or more"),
+        (["--asynchronous.share", "0"], "--asynchronous.share 0.0 must be more than 0, at most 1"),
+        (
+            ["--asynchronous.durations", "uniform", "--asynchronous.spread", "2"],
+            "--asynchronous.spread 2.0 must be 0 or more, at most 1 for uniform durations",
+        ),
+        (
+            ["--asynchronous.rule", "backup_workers", "--asynchronous.backup", "4"],
+            "--asynchronous.backup 4 of 4 workers leaves none to wait for, or is negative: use 0",
+        ),
+        (
+            ["--asynchronous.rule", "backup_workers", "--asynchronous.workers", "3"],
+            "batch 8 does not divide over 3 workers: use --data.batch 6 or 9",
+        ),
+        (
+            ["--asynchronous.rule", "plain", "--asynchronous.workers", "6", "--mesh.replica", "4"],
+            "6 workers do not divide over --mesh.replica 4: use --asynchronous.workers 4 or 8",
+        ),
+        (
+            ["--asynchronous.rule", "plain", "--exchange.rule", "diloco"],
+            "plain and --exchange.rule diloco are two ways to learn together: set one of them to",
+        ),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
         (["--data.context", "20000"], "training split of"),

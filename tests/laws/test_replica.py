@@ -58,3 +58,17 @@ def test_two_processes_are_two_replicas_of_one(
     launch = ["launch", "--processes", 2, "--", "train", config, "--cpu-devices", 1]
     research(*launch, *words, "--run.directory", two)
     assert losses(two) == pytest.approx(losses(one), rel=RELATIVE)
+
+
+@pytest.mark.distributed
+def test_two_processes_hold_the_workers_of_one_server(
+    config: Path, tmp_path: Path, research: Any, losses: Any
+) -> None:
+    """In the same virtual time."""
+    words = ["--mesh.replica", 2, "--mesh.data", 1, "--asynchronous.rule", "dc_asgd"]
+    words += ["--asynchronous.durations", "exponential", "--run.steps", 6]
+    one, two = tmp_path / "one", tmp_path / "two"
+    research("train", config, "--cpu-devices", 2, *words, "--run.directory", one)
+    launch = ["launch", "--processes", 2, "--", "train", config, "--cpu-devices", 1]
+    research(*launch, *words, "--run.directory", two)
+    assert losses(two) == pytest.approx(losses(one), rel=RELATIVE)

@@ -280,6 +280,68 @@ def test_every_rule_goes_on_bit_for_bit_from_a_checkpoint(
         np.testing.assert_array_equal(leaf, its)
 
 
+def test_every_server_goes_on_bit_for_bit_from_a_checkpoint(
+    server: Any, small: Any, run: Any, tmp_path: Path
+) -> None:
+    """What workers have fetched is in the checkpoint; who comes next follows from the step."""
+    mesh = MeshConfig(replica=2, data=1, fsdp=2)
+    here = run(small["table"], mesh, 4, asynchronous=server)
+    learner, checkpoints = here.learner, Checkpoints(tmp_path / "checkpoints")
+    rows = [place(each, here.sharding, 16) for each in small["table"].batches(6)]
+
+    def go_on(its: Any, state: Any, start: int, end: int) -> Any:
+        for step in range(start, end):
+            state, _ = its.step(state, rows[step] | its.events(step))
+        return state
+
+    with jax.set_mesh(here.mesh):
+        last = go_on(learner, learner.init(), 0, 6)
+        checkpoints.save(3, go_on(learner, learner.init(), 0, 3))
+        checkpoints.wait()
+        again = run(small["table"], mesh, 4, asynchronous=server).learner
+        step, restored = checkpoints.restore(again.abstract_state)
+        state = go_on(again, restored, step, 6)
+        checkpoints.close()
+    for leaf, its in zip(*map(jax.tree.leaves, jax.device_get((state, last))), strict=True):
+        np.testing.assert_array_equal(leaf, its)
+
+
+WORKERS = [
+    *("--cpu-devices", 4, "--mesh.replica", 2, "--mesh.data", 1, "--mesh.fsdp", 2),
+    *("--asynchronous.rule", "dc_asgd", "--asynchronous.compensation-decay", 0.9),
+    *("--asynchronous.durations", "exponential", "--model.dropout", 0.1),
+    *("--run.steps", 8, "--run.checkpoint-every", 2, "--run.keep-checkpoints", 3),
+]
+
+
+def test_a_server_is_resumed_bit_for_bit_and_on_another_mesh(
+    config: Path, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    research("train", config, *WORKERS, "--run.directory", whole)
+    process = research.start("train", config, *WORKERS, "--run.directory", folder)
+    until(lambda: metrics(folder)[3:], process)
+    process.kill()
+    process.wait()
+    other = tmp_path / "other"
+    research("resume", folder, "--cpu-devices", 4)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+    names = ("staleness", "staleness_mean", "staleness_0", "virtual_seconds", "bytes_sent_total")
+    told, wanted = ([[r[n] for n in names] for r in metrics(f)] for f in (folder, whole))
+    assert told == wanted
+
+    research("resume", whole, "--cpu-devices", 4, "--run.steps", 10)
+    shutil.copytree(folder, other)
+    words = ["--cpu-devices", 1, "--mesh.replica", 1, "--mesh.fsdp", 1]
+    research("resume", other, *words, "--run.steps", 10)
+    assert losses(other) == pytest.approx(losses(whole), rel=RELATIVE)
+    # And what came of it is a model as any other.
+    assert "step 10, validation split" in research("evaluate", other, *words).stdout
+    research("sample", other, "--prompt", "The ", "--tokens", 4)
+    research("export", other, "--to", tmp_path / "exported")
+
+
 @pytest.mark.distributed
 def test_another_number_of_processes_goes_on_within_the_layout_tolerance(
     undisturbed: Path, tmp_path: Path, research: Any, losses: Losses

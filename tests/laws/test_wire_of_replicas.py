@@ -50,15 +50,20 @@ def sent_over_replica(text: str, mesh: jax.sharding.Mesh) -> Counter[tuple[str, 
     return found
 
 
-def assert_sends_what_is_stated(here: Any) -> None:
+def step_of(here: Any) -> str:
+    """The compiled program."""
     learner = here.learner
-    rows = here.case.batches(1)[0]
     batch = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here.sharding)
-        for name, leaf in rows.items()
+        for name, leaf in here.case.batches(1)[0].items()
     }
     with jax.set_mesh(here.mesh):
-        text = learner.step.lower(learner.abstract_state, batch).compile().as_text()
+        lowered = learner.step.lower(learner.abstract_state, batch | learner.events(0))
+        return str(lowered.compile().as_text())
+
+
+def assert_sends_what_is_stated(here: Any) -> None:
+    learner = here.learner
     stated: Counter[tuple[str, str, int, bool]] = Counter()
     for when, messages in learner.sendings():
         sometimes = not all(when(step) for step in range(100))
@@ -67,7 +72,7 @@ def assert_sends_what_is_stated(here: Any) -> None:
                 continue
             key = (message.kind, message.dtype, message.parties, sometimes)
             stated[key] += message.elements
-    assert sent_over_replica(text, here.mesh) == stated
+    assert sent_over_replica(step_of(here), here.mesh) == stated
     assert stated
 
 
@@ -98,6 +103,19 @@ def test_fragments_that_stages_do_not_hold_are_named(small: Any, run: Any) -> No
             microbatches=2,
             exchange=exchange,
         )
+
+
+def test_a_simulated_server_moves_a_gradient_and_a_fetched_copy(
+    server: Any, small: Any, run: Any
+) -> None:
+    """Of P parameters, however many workers there are; backup workers have fetched the same."""
+    case, mesh = small["table"], MeshConfig(replica=4, data=1)
+    here = run(case, mesh, 4, asynchronous=replace(server, workers=8))
+    state = here.learner.abstract_state
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    times = 1 if server.rule == "backup_workers" else 2
+    wanted = {("all-reduce", "float32", 4, False): times * parameters}
+    assert sent_over_replica(step_of(here), here.mesh) == wanted
 
 
 def test_the_bytes_that_are_logged_are_those_of_the_model(table: Any, run: Any) -> None:
