@@ -1,6 +1,7 @@
 """By which rule workers and a parameter server learn, and how fast they are, by configuration."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from research.errors import UserError
@@ -40,13 +41,13 @@ class AsynchronousConfig:
     """The last worker takes so many times as long as the others."""
 
     bandwidth: float | None = None
-    """Of every worker's own link to the server (Gbit/s; None: no end of it)."""
+    """Of every worker's own link to the server (Gbit/s; None: sending takes no time)."""
 
     latency: float = 0.0
     """From worker to server, and from server to worker (virtual seconds)."""
 
     compensation: float = 0.04
-    """λ of dc_asgd (0.04 is MXNet's; where it adapts, about 2)."""
+    """λ of dc_asgd (the default is MXNet's; where it adapts, 2 is usual)."""
 
     compensation_decay: float | None = None
     """m of the mean square that dc_asgd's λ adapts to, such as 0.95 (None: λ is constant)."""
@@ -59,16 +60,16 @@ class AsynchronousConfig:
 
     def check(self, batch: int) -> None:
         """Raises UserError for a value that no run of so large a `batch` can have."""
-        width, decay = self.bandwidth, self.compensation_decay
-        widest = 1 if self.durations == "uniform" else float("inf")
-        bounds = "0 or more, at most 1 for uniform durations"
+        width, decay, latency = self.bandwidth, self.compensation_decay, self.latency
+        widest = 1 if self.durations == "uniform" else 10
+        bounds = f"0 or more, at most {widest} for {self.durations} durations"
         for name, value, fits, wanted in (
             ("workers", self.workers, self.workers >= 1, "1 or more"),
-            ("seconds", self.seconds, self.seconds > 0, "more than 0"),
+            ("seconds", self.seconds, 0 < self.seconds < inf, "more than 0, and finite"),
             ("spread", self.spread, 0 <= self.spread <= widest, bounds),
-            ("slow-factor", self.slow_factor, self.slow_factor >= 1, "1 or more"),
+            ("slow-factor", self.slow_factor, 1 <= self.slow_factor < inf, "1 or more, and finite"),
             ("bandwidth", width, width is None or width > 0, "more than 0 Gbit/s, or None"),
-            ("latency", self.latency, self.latency >= 0, "0 or more"),
+            ("latency", latency, 0 <= latency < inf, "0 or more, and finite"),
             ("compensation", self.compensation, self.compensation >= 0, "0 or more"),
             ("compensation-decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or None"),
             ("share", self.share, 0 < self.share <= 1, "more than 0, at most 1"),

@@ -103,6 +103,7 @@ def checkpoints(folder: Path) -> list[int]:
             "batch 8 does not divide over replicas a device × replica = 16: use --data.batch 16",
         ),
         (["--asynchronous.workers", "0"], "--asynchronous.workers 0 must be 1 or more"),
+        (["--asynchronous.seconds", "inf"], "--asynchronous.seconds inf must be more than 0, and"),
         (["--asynchronous.compensation", "-1"], "--asynchronous.compensation -1.0 must be 0 or"),
         (["--asynchronous.slow-factor", "0.5"], "--asynchronous.slow-factor 0.5 must be 1 or more"),
         (["--asynchronous.share", "0"], "--asynchronous.share 0.0 must be more than 0, at most 1"),
