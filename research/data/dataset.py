@@ -1,5 +1,6 @@
 """Sources of examples, and the data set that three of them make."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -68,6 +69,14 @@ class LabeledArrays:
         self._mean = np.broadcast_to(mean, shape).astype(np.float32)
         self._scale = (1.0 / np.broadcast_to(standard_deviation, shape)).astype(np.float32)
 
+    def with_inputs(self, inputs: np.ndarray) -> "LabeledArrays":
+        """The same labels and statistics with other `inputs`, of the same shape and unit."""
+        if inputs.shape != self.inputs.shape:
+            raise ValueError(f"inputs {inputs.shape} in place of {self.inputs.shape}")
+        other = copy(self)
+        other.inputs = inputs
+        return other
+
     def __len__(self) -> int:
         return len(self.inputs)
 
@@ -89,6 +98,18 @@ def one(source: Any, index: int) -> Example:
 
 
 @dataclass(frozen=True)
+class NaturalClients:
+    """Whose each example is, where the data has owners of its own: hospitals, roles of a play."""
+
+    names: tuple[str, ...]
+    """Of the clients, in the order of their numbers."""
+    train: np.ndarray
+    """int64 `[examples]`: the client of each training example; so for the other splits."""
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What a run learns from, and is measured on."""
 
@@ -106,6 +127,10 @@ class Dataset:
     digest: str
     """sha256 (hexadecimal) of what was loaded: a resumed run tells by it that the data changed."""
     test_is_validation: bool = False
+    columns: tuple[str, ...] = ()
+    """Names of a table's features, in order; empty for images and text."""
+    clients: NaturalClients | None = None
+    """The data set's own clients, if it has any."""
 
 
 def split_by_permutation(

@@ -82,6 +82,9 @@ class ImagesConfig:
     images of CIFAR-10, is looked for in $RESEARCH_DATA only."""
     batch: int = 64
     """Images a step, over all devices."""
+    hold_out: bool = True
+    """Hold out training images for validation. Without, all of them train (60,000 of mnist, as
+    papers of federated learning count them), and the test images validate."""
 
     def specification(self) -> "Specification":
         """The shapes of the images; reads none."""
@@ -95,7 +98,8 @@ class ImagesConfig:
 
         Examples for training, validation and test: digits 1,437, 180 and 180 of a fixed shuffle;
         mnist 55,000, the last 5,000 and 10,000; cifar10 45,000, the last 5,000 and 10,000;
-        cifar10_5k 4,500, the last 500 and 1,000.
+        cifar10_5k 4,500, the last 500 and 1,000. Without `hold_out` those for validation train as
+        well.
         """
         train, validation, test, white = {
             "digits": _digits,
@@ -105,6 +109,9 @@ class ImagesConfig:
         }[self.name]()
         statistics = STATISTICS["cifar10" if self.name == "cifar10_5k" else self.name]
         mean, standard_deviation = (np.array(values) * white for values in statistics)
+        if not self.hold_out:
+            images, labels = map(np.concatenate, zip(train, validation, strict=True))
+            train, validation = (images, labels), test
         digest = hashlib.sha256()
         for images, labels in (train, validation, test):
             digest.update(np.ascontiguousarray(images).data)
@@ -114,6 +121,7 @@ class ImagesConfig:
             train=LabeledArrays(*train, mean, standard_deviation),
             validation=LabeledArrays(*validation, mean, standard_deviation),
             test=LabeledArrays(*test, mean, standard_deviation),
+            test_is_validation=not self.hold_out,
             specification=self.specification(),
             unit="examples",
             vocabulary=None,

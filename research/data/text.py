@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from research.data.dataset import Dataset, Example, one
+from research.data.dataset import Dataset, Example, NaturalClients, one
 from research.data.download import PublishedFile, cache_folder, find, save_atomically
+from research.data.roles import read_speeches, split_roles, windows_of
 from research.data.vocabulary import (
     BPEVocabulary,
     ByteVocabulary,
@@ -31,6 +32,7 @@ TINY_SHAKESPEARE = PublishedFile(
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
 )
+BY_ROLE = "shakespeare_by_role"
 TEXT_SUFFIXES = (".txt", ".py", ".md")
 
 # Of the standard library: tests and demonstrations, what others installed, what a build wrote.
@@ -47,8 +49,9 @@ class TextConfig:
 
     source: str = "python_stdlib"
     """python_stdlib (the .py files of the running Python's library, 10 MB, no download),
-    tiny_shakespeare, or a path: a file, a folder (all .txt, .py and .md under it), or a pattern
-    such as 'books/**/*.txt'."""
+    tiny_shakespeare, shakespeare_by_role (whose roles are clients, each split for itself), or a
+    path: a file, a folder (all .txt, .py and .md under it), or a pattern such as
+    'books/**/*.txt'."""
     vocabulary: Literal["byte", "character", "bpe"] = "byte"
     """What a token is: one of 256 bytes, a character of the text, or a learned run of bytes."""
     vocabulary_size: int = 4096
@@ -68,7 +71,8 @@ class TextConfig:
         The splits are contiguous: training, validation, test. With the defaults the first 90 % of
         the characters train, as in nanoGPT. A training example starts at any token; held-out ones
         follow each other, so that each token is predicted at most once. Raises `UserError` for a
-        text that is missing, is not UTF-8, or is too short for the context.
+        text that is missing, is not UTF-8, or is too short for the context. For shakespeare_by_role
+        see `research.data.roles`.
         """
         held_out = self.validation_fraction + self.test_fraction
         if min(self.validation_fraction, self.test_fraction) < 0 or held_out >= 1:
@@ -79,6 +83,8 @@ class TextConfig:
         if self.context < 1:
             raise UserError(f"a context of {self.context} tokens cannot be: set 1 or more")
 
+        if self.source == BY_ROLE:
+            return self._load_roles()
         text = read_corpus(self.source)
         train_end = int(len(text) * (1 - self.validation_fraction - self.test_fraction))
         validation_end = int(len(text) * (1 - self.test_fraction))
@@ -113,6 +119,34 @@ class TextConfig:
             vocabulary=vocabulary,
             digest=hashlib.sha256(text.encode()).hexdigest(),
             test_is_validation=not self.test_fraction,
+        )
+
+    def _load_roles(self) -> Dataset:
+        roles = split_roles(read_speeches(), self.validation_fraction, self.test_fraction)
+        text = read_corpus(BY_ROLE)
+        vocabulary = self._vocabulary(text, "".join(role.train for role in roles))
+        train, validation = (
+            windows_of(roles, split, self.context, vocabulary.encode)
+            for split in ("train", "validation")
+        )
+        test = validation
+        if self.test_fraction:
+            test = windows_of(roles, "test", self.context, vocabulary.encode)
+        from research.models.specification import Specification  # imports JAX
+
+        return Dataset(
+            name=self.source,
+            train=train,
+            validation=validation,
+            test=test,
+            specification=Specification(shape=(self.context,), classes=vocabulary.size),
+            unit="tokens",
+            vocabulary=vocabulary,
+            digest=hashlib.sha256(text.encode()).hexdigest(),
+            test_is_validation=not self.test_fraction,
+            clients=NaturalClients(
+                tuple(role.name for role in roles), train.owners, validation.owners, test.owners
+            ),
         )
 
     def specification(self) -> "Specification":
@@ -169,6 +203,8 @@ def read_corpus(source: str) -> str:
     if source == "tiny_shakespeare":
         [content] = find("tinyshakespeare", [TINY_SHAKESPEARE])
         return content.decode()
+    if source == BY_ROLE:
+        return "".join(f"{speech}\n" for said in read_speeches().values() for speech in said)
     if source == "python_stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         return _join(root, _library_files(root))
@@ -183,8 +219,9 @@ def read_corpus(source: str) -> str:
     files = [file for file in files if file.is_file()]
     if not files:
         raise UserError(
-            f"there is no text at {source!r}: --data.source is python_stdlib, tiny_shakespeare, a "
-            f"file, a folder with {', '.join(TEXT_SUFFIXES)} files, or a pattern that matches files"
+            f"there is no text at {source!r}: --data.source is python_stdlib, tiny_shakespeare, "
+            f"{BY_ROLE}, a file, a folder with {', '.join(TEXT_SUFFIXES)} files, or a pattern that "
+            "matches files"
         )
     if len(files) == 1:
         return _decode(files[0], files[0].read_bytes())

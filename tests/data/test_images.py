@@ -37,6 +37,15 @@ def test_splits_shapes_and_scale(name, shape, counts):
     assert set(np.unique(batch["targets"])) == set(range(10))
 
 
+def test_without_holding_out_all_training_images_train_and_the_test_images_validate():
+    apart, dataset = ImagesConfig("digits").load(), ImagesConfig("digits", hold_out=False).load()
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (1617, 180, 180)
+    assert dataset.test_is_validation and not apart.test_is_validation
+    expected = np.concatenate([apart.train.targets, apart.validation.targets])  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(dataset.train.targets, expected)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(dataset.validation[7]["inputs"], apart.test[7]["inputs"])
+
+
 def test_digits_are_the_published_ones():
     dataset = ImagesConfig("digits").load()
     labels = np.concatenate(
