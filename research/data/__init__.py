@@ -3,22 +3,31 @@
 A config (`TextConfig`, `ImagesConfig`, `TableConfig`) loads a `Dataset`: train, validation and
 test sources of NumPy examples, and what they ask of a model. `Batches` says which examples make
 the batch of a step, as a pure function of (seed, step); `evaluation_batches` walks a split in
-order. Files come from `$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
+order. `federate` deals a data set out to clients, as a `PartitionConfig` says. Files come from
+`$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
 """
 
 from research.data.batches import Batches, evaluation_batches
+from research.data.clients import Clients
 from research.data.dataset import Dataset, LabeledArrays, Source, read_rows
 from research.data.download import cache_folder
+from research.data.federation import Federation, federate
 from research.data.images import ImagesConfig
+from research.data.partition import PartitionConfig
+from research.data.shift import ImageShift
 from research.data.tables import TableConfig
 from research.data.text import TextConfig, TokenWindows
 from research.data.vocabulary import Vocabulary, vocabulary_from_json
 
 __all__ = [
     "Batches",
+    "Clients",
     "Dataset",
+    "Federation",
+    "ImageShift",
     "ImagesConfig",
     "LabeledArrays",
+    "PartitionConfig",
     "Source",
     "TableConfig",
     "TextConfig",
@@ -26,6 +35,7 @@ __all__ = [
     "Vocabulary",
     "cache_folder",
     "evaluation_batches",
+    "federate",
     "read_rows",
     "vocabulary_from_json",
 ]
