@@ -2,10 +2,11 @@
 
 `loss_curves` draws the losses of run folders, `exchange_curves` any metric over bytes and over the
 seconds of a network, `placement` which device holds which part of an array, `timeline` who does
-what when in a pipeline. All return a matplotlib figure that shows itself in a notebook, and need no
-display.
+what when in a pipeline, `client_labels` which client has which labels. All return a matplotlib
+figure that shows itself in a notebook, and need no display.
 """
 
+from research.reporting.clients import client_labels, client_table
 from research.reporting.communication import (
     exchange_curves,
     of_one_model,
@@ -18,6 +19,8 @@ from research.reporting.timeline import timeline
 
 __all__ = [
     "Curve",
+    "client_labels",
+    "client_table",
     "exchange_curves",
     "loss_curves",
     "of_one_model",
