@@ -119,6 +119,18 @@ def test_hospitals_and_roles():
 
 
 @needs_data
+def test_mnist_of_mcmahan():
+    """§3: 100 clients of 600 in two shards of 300. Digits meet in at most 9 of the 200 shards, so
+    at least 91 clients have at most two digits."""
+    mnist = federate(ImagesConfig("mnist", hold_out=False).load(), PartitionConfig("shards"))
+    assert set(mnist.train.sizes) == {600}
+    digits = (mnist.train.histogram > 0).sum(axis=1)
+    assert (digits <= 2).sum() >= 91 and digits.max() <= 4
+    assert mnist.test is mnist.validation and mnist.test.sizes.sum() == 10_000
+    assert mnist.train.heterogeneity > 0.75  # 0.8 for two of ten equally frequent digits
+
+
+@needs_data
 def test_eight_banks():
     credit = TableConfig("credit_default").load()
     banks = federate(credit, PartitionConfig("feature", clients=8, column="limit"))
