@@ -6,14 +6,19 @@ is frozen, goes to JSON and back, and holds nothing that needs a device.
 
 import runpy
 import traceback
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from research.configuration import check, from_json, nearest, to_json
-from research.data import ImagesConfig, TableConfig, TextConfig
+from research.data import ImagesConfig, PartitionConfig, TableConfig, TextConfig
 from research.errors import UserError
-from research.learning import AsynchronousConfig, ExchangeConfig, OptimizerConfig
+from research.learning import (
+    AsynchronousConfig,
+    ExchangeConfig,
+    FederatedConfig,
+    OptimizerConfig,
+)
 from research.models import (
     CNNConfig,
     LinearConfig,
@@ -30,11 +35,13 @@ __all__ = [
     "CNNConfig",
     "ExchangeConfig",
     "Experiment",
+    "FederatedConfig",
     "ImagesConfig",
     "LinearConfig",
     "MLPConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "PartitionConfig",
     "PipelineConfig",
     "ResNetConfig",
     "RunConfig",
@@ -72,6 +79,12 @@ class Experiment:
     asynchronous: AsynchronousConfig = AsynchronousConfig()
     """Workers around a parameter server, in virtual time."""
 
+    federated: FederatedConfig = FederatedConfig()
+    """Clients that keep their data, and what their server does."""
+
+    partition: PartitionConfig = PartitionConfig()
+    """Which client has which examples."""
+
     run: RunConfig = RunConfig()
     """For how long, and what is written down."""
 
@@ -79,14 +92,21 @@ class Experiment:
         """Raises UserError for a value of a wrong type, or that no run can have."""
         check(self, "experiment")
         self.run.check()
-        if self.asynchronous.rule == "none":
-            self.exchange.check(self.mesh)
-        elif self.exchange.rule != "none":
+        ways = {
+            f"--{name}.rule {way.rule}": way
+            for name in ("exchange", "asynchronous", "federated")
+            if (way := getattr(self, name)).rule != "none"
+        }
+        if len(ways) > 1:
             raise UserError(
-                f"--asynchronous.rule {self.asynchronous.rule} and --exchange.rule "
-                f"{self.exchange.rule} are two ways to learn together: set one of them to none"
+                f"{' and '.join(ways)} are {len(ways)} ways to learn together: set all but one of "
+                "them to none"
             )
+        if self.asynchronous.rule == self.federated.rule == "none":
+            self.exchange.check(self.mesh)
         self.asynchronous.check(self.data.batch)
+        self.federated.check()
+        self.partition.check()
         batch, microbatches = self.data.batch, self.optimizer.microbatches
         if microbatches < 1 or batch % microbatches:
             raise UserError(
@@ -129,13 +149,13 @@ class Experiment:
         return experiment
 
 
-def flags(experiment: Experiment) -> list[str]:
-    """Every field as the command line spells it, such as `--run.log-every`."""
-    return [
-        f"--{section.name}.{option.name.replace('_', '-')}"
-        for section in fields(experiment)
-        for option in fields(getattr(experiment, section.name))
-    ]
+def flags(section: Any, prefix: str = "--") -> list[str]:
+    """Every field of an experiment as the command line spells it, such as `--run.log-every`."""
+    spelled: list[str] = []
+    for option in fields(section):
+        value, flag = getattr(section, option.name), prefix + option.name.replace("_", "-")
+        spelled += flags(value, f"{flag}.") if is_dataclass(value) else [flag]
+    return spelled
 
 
 def _where_it_failed(path: Path, error: Exception) -> str:

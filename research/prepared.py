@@ -6,12 +6,21 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 
-from research.data import Batches, Source, cache_folder, evaluation_batches
+from research.data import (
+    Batches,
+    Cohorts,
+    Federation,
+    Source,
+    cache_folder,
+    evaluation_batches,
+    federate,
+)
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Learner, Replicated, State, Synchronous, Totals
@@ -25,6 +34,9 @@ from research.training.checkpoints import Checkpoints
 from research.training.evaluation import evaluate as evaluate_split
 from research.training.folder import RunFolder
 
+EVALUATED = 512
+"""Examples that are evaluated together where `--data.batch` is a client's."""
+
 
 class Prepared:
     """An experiment on its devices: data loaded, mesh laid out, functions ready to compile."""
@@ -35,21 +47,30 @@ class Prepared:
         tune_process(experiment)
         self.mesh = experiment.mesh.build() if mesh is None else mesh
         self.experiment = experiment = with_replicas(experiment, self.mesh)
-        self.batch = experiment.data.batch
-        self.sharding = sharding_of_batch(experiment, self.mesh)
-        self.rows = rows_of_this_process(self.sharding, self.batch)
-        self.dataset = experiment.data.load()
-        self.batches = Batches(self.dataset.train, self.batch, experiment.run.seed)
-        self.learner = learner(experiment, self.dataset.specification, self.mesh)
+        self.federation: Federation | None = None
+        self.batches: Batches | Cohorts
+        if experiment.federated.rule == "none":
+            self.rows = self.evaluated = rows_of_batch(experiment, self.mesh)
+            self.dataset = experiment.data.load()
+            self.batches = Batches(self.dataset.train, self.rows.count, experiment.run.seed)
+        else:
+            self.rows = rows_of_cohort(experiment, self.mesh)
+            self.evaluated = Rows.of(batch_sharding(self.mesh, EVALUATED), EVALUATED)
+            self.federation = federate(experiment.data.load(), experiment.partition)
+            self.dataset = self.federation.dataset
+            self.batches = cohorts(experiment, self.federation, self.mesh)
+        self.learner = learner(
+            experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
+        )
         self.compiling_seconds = 0.0  # of the step
         self._step: Callable[[State, Any], tuple[State, Any]] | None = None
         self._evaluation: Callable[..., Totals] | None = None  # both compiled when first needed
 
     @property
     def units_per_step(self) -> int:
-        """Tokens or examples of a batch."""
+        """Tokens or examples of a batch, or of a mean round."""
         is_text = self.dataset.unit == "tokens"
-        return self.batch * (self.dataset.specification.shape[0] if is_text else 1)
+        return self.batches.examples * (self.dataset.specification.shape[0] if is_text else 1)
 
     @property
     def seats(self) -> int:
@@ -61,15 +82,17 @@ class Prepared:
         made = copy.copy(self)
         exchange = replace(self.experiment.exchange, plan=plan)
         made.experiment = replace(self.experiment, exchange=exchange)
-        made.learner = learner(made.experiment, self.dataset.specification, self.mesh)
+        made.learner = learner(
+            made.experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
+        )
         made._step = made._evaluation = None
         return made
 
     def feed(self, start: int) -> Iterator[dict[str, Any]]:
         """The batches of the steps after `start`, on the devices, and what steps are told
         besides."""
-        for step, rows in enumerate(self.batches.iterate(start, self.rows), start):
-            yield place(rows, self.sharding, self.batch) | self.learner.events(step)
+        for step, rows in enumerate(self.batches.iterate(start, self.rows.own), start):
+            yield self.rows.place(rows) | self.learner.events(step)
 
     def compile(self) -> Callable[[State, Any], tuple[State, Any]]:
         """The training step, compiled for the shapes of its batch; the first time in
@@ -77,14 +100,7 @@ class Prepared:
         if self._step is not None:
             return self._step
         began = time.perf_counter()
-        example = self.batches.rows(0, [0])
-        batch = {
-            name: jax.ShapeDtypeStruct(
-                (self.batch, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
-            )
-            for name, leaf in example.items()
-        }
-        batch |= abstract_events(self.learner)
+        batch = self.rows.abstract(self.batches.rows(0, [0])) | abstract_events(self.learner)
         step = compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
         self.compiling_seconds = time.perf_counter() - began
         self._step = step
@@ -93,14 +109,41 @@ class Prepared:
     def evaluate(self, state: State, split: Source) -> dict[str, float]:
         """Loss, accuracy and what follows from them over a split."""
         limit = self.experiment.run.evaluate_batches
-        parts = evaluation_batches(split, self.batch, self.rows, limit)
-        placed = (place(rows, self.sharding, self.batch) for rows in parts)
+        parts = evaluation_batches(split, self.evaluated.count, self.evaluated.own, limit)
+        placed = (self.evaluated.place(rows) for rows in parts)
         return evaluate_split(self._evaluate_batch, state, placed, self.dataset.unit)
 
     def _evaluate_batch(self, state: State, batch: dict[str, jax.Array]) -> Totals:
         if self._evaluation is None:
             self._evaluation = compile_together(self.learner.evaluate.lower(state, batch))
         return self._evaluation(state, batch)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch."""
+
+    count: int
+    sharding: jax.sharding.NamedSharding  # of leaves [count, ...]
+    own: np.ndarray  # int64, ascending: those that this process reads
+
+    @classmethod
+    def of(cls, sharding: jax.sharding.NamedSharding, count: int) -> "Rows":
+        """So many rows that lie so."""
+        return cls(count, sharding, rows_of_this_process(sharding, count))
+
+    def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The batch on the devices, of the rows that each process has read."""
+        return place(rows, self.sharding, self.count)
+
+    def abstract(self, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the batch that has such `rows`."""
+        return {
+            name: jax.ShapeDtypeStruct(
+                (self.count, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
+            )
+            for name, leaf in rows.items()
+        }
 
 
 def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment:
@@ -112,6 +155,47 @@ def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Replicas on a device, once their number is known (see `with_replicas`)."""
     devices = mesh.shape["replica"]
     return (experiment.exchange.replicas or devices) // devices
+
+
+def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """Clients over `replica`. Raises UserError for a cohort that does not divide."""
+    cohort, devices = experiment.federated.cohort, mesh.shape["replica"]
+    if excess := cohort % devices:
+        below = f"{cohort - excess} or " if cohort > devices else ""
+        raise UserError(
+            f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
+            f"--federated.cohort {below}{cohort - excess + devices}"
+        )
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
+    return Rows.of(sharding, cohort)
+
+
+def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.Mesh) -> Cohorts:
+    """The rounds of `experiment`."""
+    federated = experiment.federated
+    at_once = federated.rule == "fedsgd"
+    return Cohorts(
+        federation.dataset.train,
+        federation.train,
+        federated.cohort,
+        None if at_once else experiment.data.batch,
+        1 if at_once else federated.epochs,
+        experiment.run.seed,
+        federated.sampling,
+        federated.failing,
+        federated.stragglers,
+        mesh.shape["replica"],
+    )
+
+
+def clients_of(federation: Federation | None) -> int:
+    """How many there are."""
+    return 0 if federation is None else len(federation.train)
+
+
+def rows_of_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """As `sharding_of_batch` has them."""
+    return Rows.of(sharding_of_batch(experiment, mesh), experiment.data.batch)
 
 
 def sharding_of_batch(
@@ -156,7 +240,9 @@ class Restored:
                 raise
             self.mesh = MeshConfig().build(jax.devices()[:1])
         tune_process(self.experiment)
-        self.learner = learner(self.experiment, self.specification, self.mesh)
+        self.learner = learner(
+            self.experiment, self.specification, self.mesh, self.data.get("clients", 0)
+        )
         checkpoints = Checkpoints(folder.checkpoints)
         with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
             self.step, self.state = checkpoints.restore(self.learner.abstract_state, warn)
@@ -170,12 +256,13 @@ def abstract_events(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def learner(
-    experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh
+    experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh, clients: int = 0
 ) -> Learner:
-    """The algorithm of `experiment` for data of `specification`, on `mesh`."""
+    """The algorithm of `experiment` for data of `specification`, of so many `clients` if they keep
+    it, on `mesh`."""
     steps, exchange = experiment.run.steps, experiment.exchange
-    asynchronous = experiment.asynchronous
-    alone = exchange.rule == "none" and asynchronous.rule == "none"
+    asynchronous, federated = experiment.asynchronous, experiment.federated
+    alone = exchange.rule == asynchronous.rule == federated.rule == "none"
     one = Synchronous(
         experiment.model,
         specification,
@@ -191,6 +278,8 @@ def learner(
         return one
     if asynchronous.rule != "none":
         return asynchronous.build(one)
+    if federated.rule != "none":
+        return federated.build(one, experiment.optimizer, steps, clients)
     exchange = exchange.on(mesh)
     assert exchange.replicas is not None
     return Replicated(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.data import Dataset, Vocabulary, vocabulary_from_json
+from research.data import Cohorts, Vocabulary, vocabulary_from_json
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Learner, State
@@ -25,7 +25,7 @@ from research.parallel.mesh import describe
 from research.parallel.processes import barrier, compile_together, count, is_first, shared
 from research.parallel.stopping import StopRequest
 from research.plans import settled
-from research.prepared import Prepared, Restored, warn
+from research.prepared import Prepared, Restored, clients_of, warn
 from research.training.checkpoints import Checkpoints
 from research.training.folder import RunFolder
 from research.training.loop import Journal
@@ -52,7 +52,9 @@ def train(experiment: Experiment, name: str = "run") -> Path:
         if is_first():
             if prepared.dataset.vocabulary is not None:
                 folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
-            folder.write("data", _description(prepared.dataset))
+            folder.write("data", _description(prepared))
+            if prepared.federation is not None:
+                folder.write("clients", prepared.federation.to_json())
             folder.write("environment", environment(experiment.run.seed))
             # Last: with it the folder is a run. In it is what the mesh decided.
             folder.write("config", prepared.experiment.to_json())
@@ -74,7 +76,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
         before = Experiment.from_json(folder.read("config"))
         prepared = settled(Prepared(change(before)), _say)
         experiment = prepared.experiment
-        _check_same_data(folder, prepared.dataset)
+        _check_same_data(folder, prepared)
 
         def record() -> None:
             earlier = folder.read("environment")
@@ -143,6 +145,7 @@ def _carry_on(
             journal=Journal(trackers, dataset.unit, prepared.units_per_step, first, seconds),
             evaluate=lambda state: prepared.evaluate(state, dataset.validation),
             observe=learner.observe,
+            complaint=learner.complaint,
             checkpoints=checkpoints,
             progress=progress,
             stop=stop,
@@ -172,7 +175,7 @@ def evaluate(
     restored = Restored(folder, change)
     prepared = Prepared(restored.experiment, restored.mesh)
     dataset = prepared.dataset
-    _check_same_data(folder, dataset)
+    _check_same_data(folder, prepared)
     split = "validation" if dataset.test_is_validation else "test"
     with jax.set_mesh(prepared.mesh):
         metrics = prepared.evaluate(restored.state, dataset.test)
@@ -297,11 +300,13 @@ def _text(
     return prompt + vocabulary.decode(made)
 
 
-def _description(dataset: Dataset) -> dict[str, Any]:
+def _description(prepared: Prepared) -> dict[str, Any]:
     """What a run folder keeps of its data: enough to restore the model, and to know the data
     again."""
+    dataset = prepared.dataset
     specification = dataset.specification
     return {
+        "clients": clients_of(prepared.federation),
         "name": dataset.name,
         "digest": dataset.digest,
         "unit": dataset.unit,
@@ -315,7 +320,16 @@ def _description(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _check_same_data(folder: RunFolder, dataset: Dataset) -> None:
+def _check_same_data(folder: RunFolder, prepared: Prepared) -> None:
+    dataset, federation = prepared.dataset, prepared.federation
+    if federation is not None:
+        before = folder.read("clients")["train"]["digest"]
+        if before != federation.train.digest:
+            raise UserError(
+                f"the clients of {folder.path} have other examples than when it was begun (their "
+                f"digest is {federation.train.digest[:12]}, and was {before[:12]}): leave "
+                "--partition.* as it was, or start a new run"
+            )
     recorded = folder.read("data")["digest"]
     if recorded != dataset.digest:
         raise UserError(
@@ -344,10 +358,13 @@ def _introduction(prepared: Prepared, state: State) -> str:
     where = f"{mesh.size} {device} device{'s' if mesh.size > 1 else ''}"
     if count() > 1:
         where += f" of {count()} processes"
+    batches = prepared.batches
+    clients = f"; {batches.in_words()}" if isinstance(batches, Cohorts) else ""
     return (
         f"{type(prepared.experiment.model).__name__.removesuffix('Config')} with "
         f"{parameters:,} parameters on {dataset.name} ({len(dataset.train):,} training examples); "
         f"mesh {describe(mesh)} on {where}; step compiled in {prepared.compiling_seconds:.1f} s"
+        f"{clients}"
     )
 
 

@@ -9,6 +9,7 @@ order. `federate` deals a data set out to clients, as a `PartitionConfig` says. 
 
 from research.data.batches import Batches, evaluation_batches
 from research.data.clients import Clients
+from research.data.cohorts import Cohorts
 from research.data.dataset import Dataset, LabeledArrays, Source, read_rows
 from research.data.download import cache_folder
 from research.data.federation import Federation, federate
@@ -22,6 +23,7 @@ from research.data.vocabulary import Vocabulary, vocabulary_from_json
 __all__ = [
     "Batches",
     "Clients",
+    "Cohorts",
     "Dataset",
     "Federation",
     "ImageShift",

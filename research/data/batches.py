@@ -11,7 +11,7 @@ walks a block of at least 2^16 places: about 0.1 ms an index for a set of 1,400 
 import hashlib
 import math
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -45,6 +45,11 @@ class Batches:
         self.batch = batch
         self.seed = seed
 
+    @property
+    def examples(self) -> int:
+        """Of a step."""
+        return self.batch
+
     def indexes(self, step: int) -> np.ndarray:
         """int64 `[batch]`: the example of each row of the batch of `step` (from 0)."""
         return self._examples(step, np.arange(self.batch))
@@ -58,19 +63,10 @@ class Batches:
     ) -> Generator[Example, None, None]:
         """The given rows of the batches of `start`, `start + 1`, ..., read ahead by a thread.
 
-        One reading thread: the sources are in memory, and more would only wait for each other.
         Closing the iterator, or dropping it, ends the thread.
         """
-        import grain  # more than a second to import: only what reads ahead pays for it
-
         rows = np.asarray(rows, np.int64)
-        steps = grain.MapDataset.range(start, sys.maxsize).map(lambda step: self.rows(step, rows))
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_STEPS)
-        prefetched = iter(steps.to_iter_dataset(options))
-        try:
-            yield from prefetched
-        finally:
-            prefetched.close()
+        return read_ahead(lambda step: self.rows(step, rows), start, PREFETCHED_STEPS)
 
     def _examples(self, step: int, rows: np.ndarray) -> np.ndarray:
         if step < 0:
@@ -82,6 +78,24 @@ class Batches:
             here = epochs == epoch
             indexes[here] = shuffled(places[here], examples, self.seed, int(epoch))
         return indexes
+
+
+def read_ahead(
+    read: Callable[[int], Example], start: int, ahead: int
+) -> Generator[Example, None, None]:
+    """`read(start)`, `read(start + 1)`, ..., up to `ahead` of them before they are asked for.
+
+    One reading thread: the sources are in memory, and more would only wait for each other.
+    """
+    import grain  # more than a second to import: only what reads ahead pays for it
+
+    steps = grain.MapDataset.range(start, sys.maxsize).map(read)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+    prefetched = iter(steps.to_iter_dataset(options))
+    try:
+        yield from prefetched
+    finally:
+        prefetched.close()
 
 
 def evaluation_batches(

@@ -3,15 +3,16 @@
 `Synchronous` is one model: one gradient of the whole batch a step, over any mesh. `Replicated` is
 several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo, elastic averaging.
 `Asynchronous` are workers around a server that takes their gradients as they come, `BackupWorkers`
-those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). All are a
-`Learner`. `cross_entropy` gives every loss as (sum, count); `OptimizerConfig` names an
-optax optimizer and its schedule.
+those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). `Federated` are
+clients that keep their data (`FederatedConfig`). All are a `Learner`. `cross_entropy` gives every
+loss as (sum, count); `OptimizerConfig` names an optax optimizer and its schedule.
 """
 
 from research.learning.asynchronous import Asynchronous, AsynchronousState
 from research.learning.asynchronous_config import AsynchronousConfig
 from research.learning.backup_workers import BackupWorkers
 from research.learning.exchange_config import ExchangeConfig
+from research.learning.federated import Federated, FederatedConfig, FederatedState
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
 from research.learning.replicated import Replicated
@@ -19,8 +20,8 @@ from research.learning.replicated_state import ReplicatedState
 from research.learning.rule import Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
-Learner = Synchronous | Replicated | Asynchronous | BackupWorkers
-State = TrainState | ReplicatedState | AsynchronousState
+Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated
+State = TrainState | ReplicatedState | AsynchronousState | FederatedState
 
 __all__ = [
     "Asynchronous",
@@ -28,6 +29,9 @@ __all__ = [
     "AsynchronousState",
     "BackupWorkers",
     "ExchangeConfig",
+    "Federated",
+    "FederatedConfig",
+    "FederatedState",
     "Learner",
     "OptimizerConfig",
     "Replicated",

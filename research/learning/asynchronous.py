@@ -60,6 +60,7 @@ class Asynchronous:
         self.rule = rule
         self.arrivals = arrivals
         self.model, self.parameters, self.in_rounds = one.model, one.parameters, one.in_rounds
+        self.complaint = one.complaint
         self.evaluate = one.evaluate  # looks at parameters and buffers only
 
         shapes = jax.eval_shape(self._initial)

@@ -40,6 +40,7 @@ class BackupWorkers:
         self.shardings, self.abstract_state = one.shardings, one.abstract_state
         self.init, self.evaluate = one.init, one.evaluate
         self.model, self.parameters, self.in_rounds = one.model, one.parameters, one.in_rounds
+        self.complaint = one.complaint
         self.with_parameters = one.with_parameters
         whole = NamedSharding(one.mesh, PartitionSpec())
         self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(one.shardings, whole))

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules of optax, by configuration."""
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -53,6 +53,10 @@ class OptimizerConfig:
 
     arguments: dict[str, float] = field(default_factory=dict)
     """Further arguments of the optax optimizer, by optax's names."""
+
+    def constant(self) -> "OptimizerConfig":
+        """The same with its peak rate throughout, for who has a schedule of its own."""
+        return replace(self, schedule="constant", warmup_steps=0)
 
     def learning_rate_schedule(self, steps: int) -> optax.Schedule:
         """The learning rate of a step, for a run of `steps` steps.

@@ -117,6 +117,10 @@ class Replicated:
         """None."""
         return {}
 
+    def complaint(self, metrics: dict[str, float]) -> str | None:
+        """None."""
+        return None
+
     def observe(self, step: int, state: ReplicatedState) -> Observations:
         """After `step` updates: `bytes_sent` by a replica in the last of them and
         `bytes_sent_total` in all, in `messages_sent_total` messages one after another (as the rule

@@ -170,6 +170,10 @@ class Synchronous:
         """What is measured only where it is logged, after `step` updates: here nothing."""
         return {}
 
+    def complaint(self, metrics: dict[str, float]) -> str | None:
+        """Why a run with these metrics of a step cannot go on, if so: here it always can."""
+        return None
+
     def updated(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """The state after one update, and its metrics: what `step` compiles."""
         key = self.key(state.step)

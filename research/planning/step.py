@@ -6,7 +6,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from research.learning import Asynchronous, BackupWorkers, Learner, Replicated, Synchronous
+from research.errors import UserError
+from research.learning import (
+    Asynchronous,
+    BackupWorkers,
+    Federated,
+    Learner,
+    Replicated,
+    Synchronous,
+)
 from research.models.model import LAYERS
 from research.parallel.layout import LAYOUT, axes_of_spec
 from research.parallel.schedules import PipelineConfig
@@ -29,6 +37,11 @@ class Step:
     @classmethod
     def of(cls, learner: Learner, model: Any, batch: int, pipeline: PipelineConfig) -> "Step":
         """That of any learner, for `batch` rows over all devices."""
+        if isinstance(learner, Federated):
+            raise UserError(
+                "how many steps the clients of a round take is in their data, not in the compiled "
+                "round: inspect how one of them learns, with --federated.rule none"
+            )
         platform = learner.mesh.devices.flat[0].platform
         if isinstance(learner, Replicated):
             rows = batch // learner.replicas.count

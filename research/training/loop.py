@@ -31,7 +31,7 @@ IN_FLIGHT = 2
 FINITE = ("loss", "gradient_norm", "parameter_norm")
 """Metrics that say, in this order of cause and effect, whether a state is worth keeping."""
 
-COUNTED = ("replicas_dropped",)
+COUNTED = ("replicas_dropped", "clients_dropped")
 """Metrics that count, since the run began, what it went on without: a line tells when one grows."""
 
 State = Any
@@ -47,6 +47,7 @@ def train(
     journal: "Journal",
     evaluate: Callable[[State], dict[str, float]],
     observe: Callable[[int, State], dict[str, Any]] = lambda step, state: {},
+    complaint: Callable[[dict[str, float]], str | None] = lambda values: None,
     checkpoints: Checkpoints,
     progress: ProgressReport,
     stop: StopRequest,
@@ -57,10 +58,11 @@ def train(
 
     Returns the last state and the number of updates it has had: fewer than `run.steps` after a
     request to stop. Either way that state is saved. `observe(step, state)` gives what is measured
-    only where it is logged, after that many updates. `indexes(step)` names the examples of the
-    batch of a step (from 0) if its loss is not finite.
+    only where it is logged, after that many updates. `complaint` says of a step's metrics why the
+    run cannot go on, if so. `indexes(step)` names the examples of the batch of a step (from 0) if
+    its loss is not finite.
 
-    Raises RunError for a loss that is not finite, and for a disk that is full.
+    Raises RunError for a complaint, a loss that is not finite, and a disk that is full.
     """
     last = start
     pending: deque[tuple[int, Any]] = deque()
@@ -77,6 +79,8 @@ def train(
         while len(pending) > (0 if evaluating or saving else IN_FLIGHT):
             done, its_metrics = pending.popleft()
             values = {name: float(v) for name, v in jax.device_get(its_metrics).items()}
+            if (reason := complaint(values)) is not None:
+                raise RunError(f"step {done}: {reason}; {_saved(checkpoints)}")
             if not all(math.isfinite(values[name]) for name in FINITE):
                 raise _not_finite(done, values, indexes(done - 1), checkpoints, folder)
             for name in COUNTED:
@@ -155,14 +159,15 @@ def _not_finite(
     if is_first():
         listed.write_text(json.dumps({"step": step, "examples": indexes.tolist(), **values}) + "\n")
     few = ", ".join(map(str, indexes[:8])) + (", ..." if len(indexes) > 8 else "")
-    good = checkpoints.latest()
-    back = (
-        "no checkpoint was saved before it"
-        if good is None
-        else f"the last good checkpoint is {good}"
-    )
     return RunError(
         f"{bad.replace('_', ' ')} is {values[bad]} at step {step}, on the batch of examples {few} "
-        f"(all in {listed}); {back}: lower the learning rate or look at the examples, "
-        f"then `research resume {folder}`"
+        f"(all in {listed}); {_saved(checkpoints)}: lower the learning rate or look at the "
+        f"examples, then `research resume {folder}`"
     )
+
+
+def _saved(checkpoints: Checkpoints) -> str:
+    good = checkpoints.latest()
+    if good is None:
+        return "no checkpoint was saved before it"
+    return f"the last good checkpoint is {good}"

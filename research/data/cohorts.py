@@ -1,0 +1,173 @@
+"""Who takes part in a round, and with which batches: a pure function of (seed, round).
+
+A round is read like a batch, with a client in each row: [cohort, steps, batch, ...] examples, in as
+many steps as the largest client of the population needs, `weights` of 0 for what fills them up. A
+client's shuffles and its draws depend on (seed, round, client) alone, never on who else is there.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from research.data.batches import read_ahead
+from research.data.clients import Clients
+from research.data.dataset import Example, Source, read_rows
+from research.errors import UserError
+
+Sampling = Literal["uniform", "weighted", "cyclic", "fixed"]
+COHORT, SHUFFLE, FAILING, STRAGGLING = range(4)
+"""What is drawn."""
+ROUNDS_AHEAD = 2
+
+
+class Cohorts:
+    """The cohorts and local batches of all rounds; the interface is that of `Batches`."""
+
+    def __init__(
+        self,
+        source: Source,
+        clients: Clients,
+        cohort: int,
+        batch: int | None,
+        epochs: int,
+        seed: int,
+        sampling: Sampling = "uniform",
+        failing: float = 0.0,
+        stragglers: float = 0.0,
+        devices: int = 1,
+    ):
+        """`cohort` clients a round, who go `epochs` times through their examples in batches of
+        `batch` (None: of all they have). The share `failing` of them does not answer; the share
+        `stragglers` does only a part of its epochs, drawn from 1 to all. Clients lie on `devices`
+        so that each has about as much to do.
+
+        Raises UserError for a cohort that the population cannot make; `devices` divide it.
+        """
+        population = len(clients)
+        if not 1 <= cohort <= population:
+            raise UserError(
+                f"--federated.cohort {cohort} is not possible with {population} clients: use 1 to "
+                f"{population}"
+            )
+        self.source, self.clients = source, clients
+        self.cohort, self.epochs, self.seed = cohort, epochs, seed
+        self.batch = int(clients.sizes.max()) if batch is None else batch
+        self._sampling, self._failing, self._stragglers = sampling, failing, stragglers
+        self._devices = devices
+        self._per_epoch = -(-clients.sizes // self.batch)  # [population] steps
+        self.steps = int(self._per_epoch.max()) * epochs
+
+    @property
+    def examples(self) -> int:
+        """That a mean round goes through."""
+        return round(self.cohort * self.clients.sizes.mean() * self.epochs)
+
+    def members(self, step: int) -> np.ndarray:
+        """int64 [cohort]: the clients of a round (from 0), in the order of rows: those of a device
+        follow one another, the devices about equally busy."""
+        return self._balanced(self._chosen(step))
+
+    def indexes(self, step: int) -> np.ndarray:
+        """int64 [examples]: those that the clients of a round learn from."""
+        return np.concatenate([self.clients[client] for client in self.members(step)])
+
+    def rows(self, step: int, rows: Sequence[int] | np.ndarray) -> Example:
+        """Reads those rows of a round: examples [rows, steps, batch, ...] and their `weights`; of
+        each row the `client`, its `steps` and `examples`, and whether it is `present`."""
+        members = self.members(step)[np.asarray(rows, np.int64)]
+        shape = (len(members), self.steps, self.batch)
+        indexes, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        steps = np.zeros(len(members), np.int32)
+        for row, client in enumerate(members):
+            own = self.clients[client]
+            each = int(self._per_epoch[client])
+            epochs = self._epochs_of(step, client)
+            draw = self._draw(SHUFFLE, step, client)
+            for epoch in range(epochs):
+                first = epoch * each * self.batch
+                indexes[row].reshape(-1)[first : first + len(own)] = draw.permutation(own)
+                weights[row].reshape(-1)[first : first + len(own)] = 1
+            steps[row] = epochs * each
+        examples = read_rows(self.source, indexes.reshape(-1))
+        read = {name: leaf.reshape(*shape, *leaf.shape[1:]) for name, leaf in examples.items()}
+        present = [
+            self._draw(FAILING, step, client).random() >= self._failing for client in members
+        ]
+        return {
+            **read,
+            "weights": weights,
+            "client": members.astype(np.int32),
+            "steps": steps,
+            "examples": self.clients.sizes[members].astype(np.float32),
+            "present": np.array(present),
+        }
+
+    def iterate(
+        self, start: int, rows: Sequence[int] | np.ndarray
+    ) -> Generator[Example, None, None]:
+        """The given rows of the rounds from `start` on, read ahead by a thread."""
+        rows = np.asarray(rows, np.int64)
+        return read_ahead(lambda step: self.rows(step, rows), start, ROUNDS_AHEAD)
+
+    @property
+    def filling(self) -> float:
+        """The share of all places for examples that only fills up, over the population."""
+        used = self.clients.sizes.sum() * self.epochs
+        return float(1 - used / (len(self.clients) * self.steps * self.batch))
+
+    def imbalance(self, step: int) -> float:
+        """Local steps of the busiest device in a round, over those of the mean device."""
+        steps = self._per_epoch[self.members(step)].reshape(self._devices, -1).sum(axis=1)
+        return float(steps.max() / steps.mean())
+
+    def in_words(self) -> str:
+        """Who the clients are, and what their unequal sizes cost, in a line."""
+        sizes = self.clients.sizes
+        return (
+            f"{len(sizes)} clients of {sizes.min()} to {sizes.max()} examples, heterogeneity "
+            f"{self.clients.heterogeneity:.2f}; {self.filling:.0%} of the places of a round only "
+            f"fill up; the busiest device has {self.imbalance(0):.2f} times the mean work"
+        )
+
+    # --------------------------------------------------------------------------------------------
+
+    def _chosen(self, step: int) -> np.ndarray:
+        population, cohort = len(self.clients), self.cohort
+        if self._sampling == "fixed":
+            return np.arange(cohort)
+        if self._sampling == "cyclic":
+            return (step * cohort + np.arange(cohort)) % population
+        draw = self._draw(COHORT, step)
+        if self._sampling == "uniform":
+            return draw.choice(population, cohort, replace=False, shuffle=False)
+        weights = self.clients.sizes / self.clients.sizes.sum()
+        return draw.choice(population, cohort, replace=False, p=weights, shuffle=False)
+
+    def _balanced(self, chosen: np.ndarray) -> np.ndarray:
+        """Longest first, each to the device that has the least to do and a place left (Graham 1969,
+        *Bounds on Multiprocessing Timing Anomalies*, with places)."""
+        chosen = np.sort(chosen)
+        if self._devices == 1:
+            return chosen
+        places = self.cohort // self._devices
+        devices: list[list[int]] = [[] for _ in range(self._devices)]
+        busy = np.zeros(self._devices)
+        for client in chosen[np.argsort(-self._per_epoch[chosen], kind="stable")]:
+            free = [d for d, members in enumerate(devices) if len(members) < places]
+            device = min(free, key=lambda d: busy[d])
+            devices[device].append(int(client))
+            busy[device] += self._per_epoch[client]
+        return np.array([client for members in devices for client in members])
+
+    def _epochs_of(self, step: int, client: int) -> int:
+        drawn = self._draw(STRAGGLING, step, client).random()
+        if drawn >= self._stragglers:
+            return self.epochs
+        return 1 + int(drawn / self._stragglers * self.epochs)
+
+    def _draw(self, purpose: int, step: int, client: int = 0) -> np.random.Generator:
+        """The random numbers of (seed, round, client) for one purpose."""
+        key = np.array([self.seed, purpose], np.uint64)
+        counter = np.array([0, 0, client, step], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))

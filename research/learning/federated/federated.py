@@ -1,0 +1,282 @@
+"""Federated learning: a step of the loop is a round, and its cohort a dimension of arrays.
+
+A round has [cohort, ...] data, one row of it a client, split over the mesh axis `replica`. On each
+device clients follow one another, each from the server's parameters (`Algorithm` says how); what
+they send back is added up as it comes, so that a device never holds more than it computes at once,
+and then over `replica`, once. A client's model may be split over all other axes of the mesh.
+
+Clients that fail, or send what is not finite, weigh nothing and are counted. Draws are those of
+(seed, round, client): who else is in the cohort, and where a client is computed, changes none.
+
+What crosses the wire over `replica` is an all-reduce of what is averaged, and of scalars; of the
+table of clients, where the algorithm has one, the rows of the cohort.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from research.exchange.replicas import DEVICE, Replicas
+from research.learning.federated.algorithm import Algorithm, Replies, Server
+from research.learning.federated.client import Client, Local
+from research.learning.gradients import Batch, Sums, Tree
+from research.learning.replicated_state import in_front
+from research.learning.synchronous import StepMetrics, Synchronous
+from research.parallel.layout import abstract
+
+
+class FederatedState(NamedTuple):
+    """All that a round changes."""
+
+    step: jax.Array  # [] int32, rounds made so far
+    parameters: Tree  # the server's
+    buffers: Tree  # the server's
+    optimizer: Tree  # the server's
+    shared: Tree  # what else it sends
+    clients: Tree  # [population, ...]: what every client keeps; over `replica` if that divides it
+    dropped: jax.Array  # [] int32: clients that were left out of a round, in all rounds
+
+
+class Population(NamedTuple):
+    """Who there is, and how many of them a round has."""
+
+    clients: int
+    cohort: int
+    minimum: int = 1  # a round with fewer survivors is none
+
+
+class Answers(NamedTuple):
+    """Sums over clients."""
+
+    weight: jax.Array
+    replies: Tree  # of move and more, by weight
+    buffers: Tree  # by weight
+    sums: Sums
+    alive: jax.Array  # clients
+
+
+class Federated:
+    """The functions of federated learning, compiled for one mesh.
+
+    `one` is how a client alone learns, with `optimizer` (of a rate that does not change) and
+    `rate` by round; so many clients of a device are computed side by side (`width`; 1: one after
+    another). `uniform` counts clients alike, else by their examples. The interface is that of
+    `Synchronous`, and what is evaluated, sampled and exported is the server's.
+    """
+
+    def __init__(
+        self,
+        one: Synchronous,
+        algorithm: Algorithm,
+        server: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation,
+        rate: optax.Schedule,
+        peak: float,
+        population: Population,
+        width: int = 1,
+        uniform: bool = False,
+    ):
+        self.one = one
+        self.mesh = one.mesh
+        self.specification = one.specification
+        self.graph = one.graph
+        self.algorithm = algorithm
+        self.population = population
+        self._server, self._optimizer = server, optimizer
+        self._rate, self._peak = rate, peak
+        self._uniform = uniform
+        self._devices = one.mesh.shape[DEVICE]
+        self._width = width
+        self.model, self.parameters, self.in_rounds = one.model, one.parameters, one.in_rounds
+        self.evaluate = one.evaluate  # looks at parameters and buffers only
+
+        divides = population.clients % self._devices == 0
+        whole = NamedSharding(one.mesh, P())
+        shapes = jax.eval_shape(self._initial)
+        placed = one.shardings
+
+        def like(tree: Tree, change: Callable[[Any], Any] = lambda s: s) -> Tree:
+            """Shardings of trees like the parameters, or of none."""
+            return jax.tree.map(change, placed.parameters) if jax.tree.leaves(tree) else ()
+
+        self.shardings: Any = FederatedState(
+            step=whole,  # type: ignore[arg-type]
+            parameters=placed.parameters,
+            buffers=placed.buffers,
+            optimizer=optax.tree.map_params(
+                server,
+                lambda _, sharding: sharding,
+                shapes.optimizer,
+                placed.parameters,
+                transform_non_params=lambda _: whole,
+            ),
+            shared=like(shapes.shared),
+            clients=like(shapes.clients, in_front if divides else _whole_in_front),
+            dropped=whole,  # type: ignore[arg-type]
+        )
+        self.init: jax.stages.Wrapped = jax.jit(self._initial, out_shardings=self.shardings)
+        self.abstract_state: FederatedState = abstract(shapes, self.shardings)
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, whole))
+
+    def with_parameters(self, state: FederatedState, parameters: Tree) -> FederatedState:
+        """The initial `state` with other parameters."""
+        return state._replace(parameters=parameters)
+
+    def events(self, step: int) -> dict[str, Any]:
+        """As of `Synchronous`."""
+        return {}
+
+    def complaint(self, metrics: dict[str, float]) -> str | None:
+        """That too few clients answered."""
+        population = self.population
+        if metrics["clients"] >= population.minimum:
+            return None
+        return (
+            f"{metrics['clients']:.0f} of {population.cohort} clients answered, and "
+            f"--federated.minimum is {population.minimum}: use a larger --federated.cohort, or a "
+            "smaller minimum"
+        )
+
+    def observe(self, step: int, state: FederatedState) -> dict[str, Any]:
+        """After `step` rounds: `bytes_sent` by server and cohort together in the last of them and
+        `bytes_sent_total` in all."""
+        of_one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.parameters))
+        more = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.shared))
+        # Down the parameters and what is shared; up a move, and as much besides as is shared.
+        each = self.population.cohort * 2 * (of_one + more)
+        return {"bytes_sent": each, "bytes_sent_total": step * each}
+
+    # A round ------------------------------------------------------------------------------------
+
+    def _initial(self) -> FederatedState:
+        one = self.one.init()
+        rows = self.population.clients
+        own = self.algorithm.own(one.parameters)
+        return FederatedState(
+            one.step,
+            one.parameters,
+            one.buffers,
+            self._server.init(one.parameters),
+            self.algorithm.shared(one.parameters),
+            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), own),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def _step(self, state: FederatedState, batch: Batch) -> tuple[FederatedState, StepMetrics]:
+        batch = dict(batch)
+        who = {name: batch.pop(name) for name in ("client", "steps", "examples", "present")}
+        own = jax.tree.map(lambda table: jnp.take(table, who["client"], axis=0), state.clients)
+        answers, after = jax.shard_map(
+            self._on_device,
+            in_specs=(P(), P(DEVICE), P(DEVICE), P(DEVICE)),
+            out_specs=(P(), P(DEVICE)),
+            axis_names={DEVICE},
+            check_vma=False,
+        )(state, who, own, batch)
+
+        enough = answers.alive >= self.population.minimum
+        divided = jax.tree.map(
+            lambda total: jnp.where(enough, total / answers.weight, 0), answers.replies
+        )
+        share = answers.alive / self.population.clients
+        before = Server(state.parameters, state.shared, state.optimizer)
+        server = self.algorithm.serve(before, Replies(divided[0], divided[1], share))
+        server = jax.tree.map(lambda new, old: jnp.where(enough, new, old), server, before)
+        buffers = jax.tree.map(
+            lambda total, old: jnp.where(enough, total / answers.weight, old).astype(old.dtype),
+            answers.buffers,
+            state.buffers,
+        )
+        clients = jax.tree.map(
+            lambda table, rows: table.at[who["client"]].set(rows), state.clients, after
+        )
+        parameters = jax.lax.optimization_barrier(server.parameters)
+        norms = optax.tree.norm(divided[0]), optax.tree.norm(parameters)
+        metrics = self.one.metrics(state.step, answers.sums, *norms)
+        metrics["learning_rate"] = self._rate_of(state.step)
+        metrics["clients"] = answers.alive
+        dropped = state.dropped + self.population.cohort - answers.alive.astype(jnp.int32)
+        metrics["clients_dropped"] = dropped.astype(jnp.float32)
+        return FederatedState(
+            state.step + 1, parameters, buffers, server.optimizer, server.shared, clients, dropped
+        ), metrics
+
+    def _rate_of(self, step: jax.Array) -> jax.Array:
+        return jnp.asarray(self._rate(step), jnp.float32)
+
+    def _on_device(
+        self, state: FederatedState, who: Tree, own: Tree, data: Batch
+    ) -> tuple[Answers, Tree]:
+        """The clients of one device, `width` at a time: arrays are [clients of it, ...]."""
+        here = self.population.cohort // self._devices
+        width = min(self._width, here)
+        grouped = jax.tree.map(
+            lambda rows: rows.reshape(here // width, width, *rows.shape[1:]), (who, own, data)
+        )
+        answer = partial(self._answer, state)
+        shapes = jax.eval_shape(answer, *jax.tree.map(lambda rows: rows[0, 0], grouped))[0]
+        none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def group(total: Answers, clients: Any) -> tuple[Answers, Tree]:
+            if width == 1:
+                answers, rows = answer(*jax.tree.map(lambda row: row[0], clients))
+                total = jax.tree.map(jnp.add, total, answers)
+                return total, jax.tree.map(lambda row: row[None], rows)
+            answers, rows = jax.vmap(answer)(*clients)
+            return jax.tree.map(lambda t, each: t + jnp.sum(each, axis=0), total, answers), rows
+
+        answers, after = jax.lax.scan(group, none, grouped)
+        after = jax.tree.map(lambda rows: rows.reshape(here, *rows.shape[2:]), after)
+        return jax.tree.map(Replicas(self._devices).sum, answers), after
+
+    def _answer(
+        self, state: FederatedState, who: Tree, own: Tree, data: Batch
+    ) -> tuple[Answers, Tree]:
+        """One client: what it adds to the sums, and its row of the table."""
+        rate = self._rate_of(state.step)
+        local = Local(self.one, self._optimizer, rate, rate / self._peak)
+        key = jax.random.fold_in(self.one.key(state.step), who["client"])
+        client = Client(
+            local,
+            state.parameters,
+            state.buffers,
+            state.shared,
+            own,
+            data,
+            who["steps"],
+            who["examples"],
+            key,
+        )
+        reply = self.algorithm.client(client)
+        sent = (reply.move, reply.more)
+        alive = who["present"] & _finite((sent, reply.own))
+        weight = reply.weight * (1.0 if self._uniform else client.examples)
+        weight = jnp.where(alive, weight, 0.0)
+
+        def weighed(tree: Tree) -> Tree:
+            return jax.tree.map(lambda x: jnp.where(alive, weight * x, 0), tree)
+
+        answers = Answers(
+            weight,
+            weighed(sent),
+            weighed(reply.descent.buffers),
+            jax.tree.map(lambda x: jnp.where(alive, x, 0), reply.descent.sums),
+            alive.astype(jnp.float32),
+        )
+        kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), reply.own, own)
+        return answers, kept
+
+
+def _whole_in_front(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, P(None, *sharding.spec))
+
+
+def _finite(tree: Tree) -> jax.Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))

@@ -1,0 +1,57 @@
+"""Law 2 for rounds of clients: k + (n - k) rounds are n, with server, table and cohorts."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.laws.test_resume import RELATIVE, Losses, assert_same_checkpoint
+
+CONFIG = """
+from research.experiment import *
+
+experiment = Experiment(
+    model=MLPConfig(widths=(16, 16), dropout=0.1),
+    data=ImagesConfig(name="digits", batch=10),
+    optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, clip=None, warmup_steps=2),
+    federated=FederatedConfig("scaffold", cohort=4, epochs=2, failing=0.2, stragglers=0.5),
+    partition=PartitionConfig("dirichlet_by_label", clients=13),
+    run=RunConfig(steps=8, log_every=1, checkpoint_every=2, evaluate_every=4, tensorboard=False),
+)
+"""
+MESH = ["--cpu-devices", 4, "--mesh.replica", 2, "--mesh.tensor", 2, "--mesh.data", 1]
+SERVER = ["--federated.server.name", "adam", "--federated.server.learning-rate", 0.01]
+
+
+def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
+    tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+) -> None:
+    config, whole, folder = tmp_path / "rounds.py", tmp_path / "whole", tmp_path / "run"
+    config.write_text(CONFIG)
+    research("train", config, *MESH, *SERVER, "--run.directory", whole)
+    process = research.start("train", config, *MESH, *SERVER, "--run.directory", folder)
+    until(lambda: metrics(folder)[3:], process)
+    process.kill()
+    process.wait()
+    research("resume", folder, "--cpu-devices", 4)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+    names = ("clients", "clients_dropped", "bytes_sent_total", "validation_loss")
+    told, wanted = ([[r.get(n) for n in names] for r in metrics(f)] for f in (folder, whole))
+    assert told == wanted
+    assert metrics(whole)[-1]["clients_dropped"] > 0
+    clients = json.loads((folder / "clients.json").read_text())
+    assert clients["train"]["clients"] == len(clients["train"]["sizes"]) == 13
+
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    research("resume", whole, "--cpu-devices", 4, "--run.steps", 10)
+    one = ["--cpu-devices", 1, "--mesh.replica", 1, "--mesh.tensor", 1, "--federated.width", 2]
+    research("resume", other, *one, "--run.steps", 10)
+    assert losses(other) == pytest.approx(losses(whole), rel=RELATIVE)
+    assert "step 10, test split" in research("evaluate", other, *one).stdout
+
+    moved = research("resume", other, "--partition.seed", 1, "--run.steps", 12, status=2)
+    assert "have other examples than when it was begun" in moved.stderr
