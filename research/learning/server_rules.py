@@ -110,7 +110,8 @@ def dc_asgd(strength: float, decay: float | None = None, epsilon: float = 1e-7) 
     s ← m·s + (1 - m)·g⊙g
     λ = `strength` / √(s + ε)
 
-    There is one s, of all gradients as they come (the authors' code keeps one a worker; so is ε).
+    There is one s, of all gradients as they come; the authors' code, whose ε this is, keeps one for
+    every worker.
     """
 
     def init(parameters: Tree) -> Tree:
