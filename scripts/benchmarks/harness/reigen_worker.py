@@ -46,7 +46,7 @@ class ReigenTraining:
             self.state = prepared.learner.init()
             self.step = prepared.compile()
         parameters = jax.device_get(self.state.parameters)
-        rows = [prepared.batches.rows(step, prepared.rows) for step in range(steps)]
+        rows = [prepared.batches.rows(step, prepared.rows.own) for step in range(steps)]
         schedule = self.experiment.optimizer.learning_rate_schedule(self.experiment.run.steps)
         np.savez(
             path,
