@@ -174,19 +174,20 @@ def draw_over(
     from research.reporting.picture import SERIES
 
     for number, curve in enumerate(curves):
+        with_it = [metric in record for record in curve.records]
+        if not any(with_it):
+            raise UserError(f"{curve.name} has no {metric}: draw a metric that it has logged")
         points = [
             (x, record[metric])
             for x, record in zip(_over(curve, over, latency), curve.records, strict=True)
             if metric in record and (x > 0 or over == "steps")
         ]
-        if not any(metric in record for record in curve.records):
-            raise UserError(f"{curve.name} has no {metric}: draw a metric that it has logged")
         axes.plot(
             *zip(*points, strict=True) if points else ([], []),
             color=SERIES[number % len(SERIES)],
             linestyle=("-", "--", ":")[number // len(SERIES) % 3],
             linewidth=1.2,
-            marker="o" if len(points) < 20 else None,
+            marker="o" if sum(with_it) < 20 else None,
             markersize=3,
             label=curve.name,
         )
