@@ -39,10 +39,18 @@ def read_run(run: Path) -> Curve:
 
     On accelerators those are the replicas of one device. Virtual devices of a CPU share its cores:
     all replicas took turns (of a single model, all parts of `data`), and each is taken to have
-    such a machine to itself. Raises UserError as `read_curve`.
+    such a machine to itself. Raises UserError as `read_curve`, and for virtual seconds that have a
+    network in them already.
     """
     folder = RunFolder.existing(run)
     config, environment = folder.read("config"), folder.read("environment")
+    server = config.get("asynchronous", {"rule": "none"})
+    if server["rule"] != "none" and (server["bandwidth"] is not None or server["latency"]):
+        raise UserError(
+            f"the virtual seconds of {run} have a network in them already "
+            "(--asynchronous.bandwidth, --asynchronous.latency): a run without them can be drawn "
+            "over any network"
+        )
     sizes = from_json(MeshConfig, config["mesh"], "mesh").sizes(environment["devices"])
     replicas = config["exchange"]["replicas"] or sizes["replica"]
     turns = replicas // sizes["replica"]
@@ -76,7 +84,8 @@ def virtual_seconds(curve: Curve, bandwidth: float, latency: float = 0.0) -> lis
     network of `bandwidth` (bit/s) and `latency` (s a message).
 
     Where records have `virtual_seconds` of their own (asynchronous learning), those are the
-    computing. Raises UserError for records without speed, bytes or messages.
+    computing, and the bytes of all workers pass the one link of their server; its messages are not
+    counted. Raises UserError for records without speed, bytes or messages.
     """
     if bandwidth <= 0 or latency < 0:
         raise UserError(
@@ -119,11 +128,9 @@ def _computing(curve: Curve) -> list[float]:
 def _logged(curve: Curve, name: str) -> list[float]:
     missing = [record["step"] for record in curve.records if name not in record]
     if missing:
-        hint = (
-            ": use --exchange.rule every_step, or `of_one_model` for what theory has"
-            if "_sent_" in name
-            else ""
-        )
+        hint = ""
+        if "_sent_" in name and "virtual_seconds" not in curve.records[0]:
+            hint = ": use --exchange.rule every_step, or `of_one_model` for what theory has"
         raise UserError(f"{curve.name} has no {name} at step {missing[0]}{hint}")
     return [record[name] for record in curve.records]
 
@@ -138,10 +145,10 @@ def exchange_curves(
     latency: float = 0.0,
     path: Path | None = None,
 ) -> "Picture":
-    """A metric of `runs` over steps, over the bytes that a replica has sent, and over seconds at
-    some bandwidths (bit/s), in as many panels; written to `path` (.svg, .png, .pdf) if there is
-    one. What has sent nothing yet is not drawn over bytes: their axis counts in powers of ten, as
-    that of seconds.
+    """A metric of `runs` over steps, over the bytes that a replica has sent (with a server: it and
+    its workers), and over seconds at some bandwidths (bit/s), in as many panels; written to `path`
+    (.svg, .png, .pdf) if there is one. What has sent nothing yet is not drawn over bytes: their
+    axis counts in powers of ten, as that of seconds.
 
     Raises UserError as `virtual_seconds`, and for no run or a metric that a run has not.
     """
@@ -210,7 +217,7 @@ def _name_of_axis(over: Over, latency: float) -> str:
     if over == "steps":
         return "step"
     if over == "bytes":
-        return "bytes sent by a replica"
+        return "bytes sent"
     waiting = f", {1e6 * latency:g} µs" if latency else ""
     return f"seconds at {over / 1e9:g} Gbit/s{waiting}"
 

@@ -10,6 +10,7 @@ import pytest
 from research.configuration import to_json
 from research.errors import UserError
 from research.experiment import (
+    AsynchronousConfig,
     ExchangeConfig,
     Experiment,
     MeshConfig,
@@ -117,6 +118,14 @@ def test_who_takes_turns(
     assert read_run(tmp_path).turns == turns
 
 
+def test_a_network_is_not_counted_twice(tmp_path: Path) -> None:
+    config = Experiment(asynchronous=AsynchronousConfig("plain", bandwidth=1.0)).to_json()
+    for name, content in {"config": config, "environment": {}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="have a network in them already"):
+        read_run(tmp_path)
+
+
 EXPERIMENT = Experiment(
     model=MLPConfig(widths=(8,)),
     data=TableConfig(batch=32),
@@ -151,7 +160,7 @@ def test_a_picture_of_runs(tmp_path: Path) -> None:
     picture = exchange_curves(folders, latency=1e-4, path=file)
     assert [axes.get_xlabel() for axes in picture.axes] == [
         "step",
-        "bytes sent by a replica",
+        "bytes sent",
         "seconds at 1 Gbit/s, 100 µs",
         "seconds at 10 Gbit/s, 100 µs",
         "seconds at 100 Gbit/s, 100 µs",
