@@ -288,7 +288,8 @@ def _check_same(experiment: Experiment, path: Path) -> None:
 
 def _difference(here: Any, there: Any, where: str = "") -> str | None:
     if not (isinstance(here, dict) and isinstance(there, dict)):
-        same = here == there or where == "run.directory"
+        decided = where == "run.directory" or (where == "exchange.plan" and here == "auto")
+        same = here == there or decided
         return None if same else f"{where} is {there!r}, and now {here!r}"
     for name in here | there:
         inner = f"{where}.{name}" if where else name
