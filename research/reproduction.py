@@ -9,7 +9,7 @@ all: runs in run folders of their own, gone on with where they were interrupted;
 import ast
 import runpy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,19 +299,24 @@ def _difference(here: Any, there: Any, where: str = "") -> str | None:
 
 
 def _provenance(results: Results, command: str) -> Provenance:
-    """Of the runs, where they agree; hardware and commits that differ are all named."""
-    made = [
-        RunFolder(run.folder).read("environment") for some in results.runs.values() for run in some
-    ] or [environment(0)]
+    """Of all runs, also of what they were before they were gone on with; what differs is listed."""
+    made = [environment(0)]
+    if ran := [run.folder for some in results.runs.values() for run in some]:
+        last = [RunFolder(folder).read("environment") for folder in ran]
+        made = [e for latest in last for e in (*latest.get("earlier", []), latest)]
+
+    def listed(values: Iterable[str]) -> str:
+        return "; ".join(sorted(set(values)))
 
     def commit(git: dict[str, Any] | None) -> str:
         return git["commit"] + ("+changes" if git["changed"] else "") if git else "unknown"
 
+    packages = {package: None for e in made for package in e["versions"]}
     return Provenance(
         command=command,
-        hardware="; ".join(sorted({e["hardware"] for e in made})),
-        versions=made[-1]["versions"],
-        commit=", ".join(sorted({commit(e["git"]) for e in made})),
+        hardware=listed(e["hardware"] for e in made),
+        versions={p: listed(e["versions"].get(p, "none") for e in made) for p in packages},
+        commit=listed(commit(e["git"]) for e in made),
     )
 
 

@@ -237,7 +237,7 @@ def test_the_quick_form_writes_nothing_into_the_folder(
 def test_a_run_that_was_interrupted_is_gone_on_with(
     tiny: Path, research: Any, until: Any, metrics: Any
 ) -> None:
-    """Killed somewhere in the second of two runs."""
+    """Stopped somewhere in the second of two runs."""
     text = (tiny / "experiment.py").read_text()
     text = text.replace("else 6", "else 60").replace("checkpoint_every=0", "checkpoint_every=5")
     (tiny / "experiment.py").write_text(text)
@@ -246,8 +246,10 @@ def test_a_run_that_was_interrupted_is_gone_on_with(
     second = tiny.parents[1] / "runs" / "local_sgd-seed4"
     # One that is being written still has a longer name.
     until(lambda: any(p.name.isdigit() for p in second.glob("checkpoints/*")), process)
-    process.kill()
-    process.communicate()
+    process.terminate()
+    said = research.end(process, status=1).stderr
+    assert re.search(r"error: stopped at step \d+ of 60 of .*: the same command goes on", said)
+    assert "Traceback" not in said
     assert not (tiny / "results.json").exists()
     done = research(*asked)
     assert "restored step" in done.stdout

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -142,8 +143,8 @@ def compare(
 
 
 def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: Provenance) -> Row:
-    drawn = not isinstance(ours.values, int | float)
-    values = [float(v) for v in ours.values] if drawn else [float(ours.values)]  # type: ignore
+    drawn = np.ndim(ours.values) > 0
+    values = np.atleast_1d(np.asarray(ours.values, np.float64)).tolist()
     if drawn and len(values) != len(seeds):
         raise UserError(f"{ours.name!r} has {len(values)} values for {len(seeds)} seeds")
     if not all(map(math.isfinite, values)):
@@ -229,9 +230,10 @@ def statement(rows: Sequence[Row]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The same table for a README."""
+    """The same table, and sentences, for a README."""
     lines = [HEADINGS, ("---",) * len(HEADINGS), *map(_cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*table, "", *statement(rows)])
 
 
 # Files ------------------------------------------------------------------------------------------
