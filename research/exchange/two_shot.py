@@ -141,11 +141,22 @@ def _compressed(
 def _mean(received: jax.Array, moment: Moment) -> jax.Array:
     """Of what the living among the replicas sent: [replicas, ...] as [1, ...]."""
     if moment.alive is None:
-        return jnp.mean(received, axis=0, keepdims=True)
+        return _total(received) / moment.replicas.count
     alive = moment.replicas.gather(moment.alive.astype(jnp.float32))
-    alive = aligned(alive, received)
-    total = jnp.sum(jnp.where(alive > 0, received, 0), axis=0, keepdims=True)
-    return total / jnp.sum(alive)
+    return _total(jnp.where(aligned(alive, received) > 0, received, 0)) / jnp.sum(alive)
+
+
+def _total(stacked: jax.Array) -> jax.Array:
+    """[n, ...] added up to [1, ...], half to half.
+
+    No reduction: XLA's CPU backend (JAX 0.10.2) fuses one with the decoding, and ends the process
+    by a segmentation fault where two replicas share a device and an array has four dimensions.
+    """
+    while (count := len(stacked)) > 1:
+        half = count // 2
+        pairs = stacked[:half] + stacked[half : 2 * half]
+        stacked = jnp.concatenate([pairs, stacked[2 * half :]])
+    return stacked
 
 
 class Placement(NamedTuple):
