@@ -74,6 +74,8 @@ def test_what_agrees_with_a_paper(ours: float, holds: Any, agrees: bool) -> None
     assert row.agrees is agrees
     said = " ".join(statement([row]))
     assert ("Ours differs: x:" in said) is not agrees
+    sign = {"equal": "", "at most": "≤ ", "at least": "≥ "}[holds]
+    assert f"| x | {sign}1 | {ours:g} | s |" in markdown([row])
     assert f"{int(agrees)} of 1 numbers agree" in said
 
 

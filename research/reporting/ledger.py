@@ -191,11 +191,12 @@ HEADINGS = ("what", "paper", "ours", "unit", "seeds", "beside the paper")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    sign = {"equal": "", "at most": "≤ ", "at least": "≥ "}[row.holds]
     verdict = {None: "no number to compare", True: "agrees", False: "differs"}[row.agrees]
     spread = "" if row.spread is None else f" ± {figures(row.spread, row.spread)}"
     return (
         row.name,
-        "" if row.paper is None else figures(row.paper),
+        "" if row.paper is None else sign + figures(row.paper),
         figures(row.ours, row.spread) + spread,
         row.unit,
         str(len(row.seeds) or ""),
