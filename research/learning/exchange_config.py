@@ -67,7 +67,8 @@ class ExchangeConfig:
     0.9 / replicas)."""
 
     first_local_step: int | None = None
-    """Step from which post_local_sgd averages parameters, not gradients (None: half of the run)."""
+    """Step from which post_local_sgd and diloco average parameters, not gradients (None: half of
+    the run for post_local_sgd, the first for diloco)."""
 
     groups: int = 1
     """Groups of replicas: means are taken inside them first, then between them (1: at once)."""
@@ -196,7 +197,13 @@ class ExchangeConfig:
             first = steps // 2 if self.first_local_step is None else self.first_local_step
             return post_local_sgd(self.period, first, average)
         if self.rule == "diloco":
-            return diloco(self.period, self.outer_learning_rate, self.outer_momentum, average)
+            return diloco(
+                self.period,
+                self.outer_learning_rate,
+                self.outer_momentum,
+                average,
+                self.first_local_step or 0,
+            )
         if self.rule == "streaming_diloco":
             return streaming_diloco(
                 self.period,

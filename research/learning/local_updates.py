@@ -7,7 +7,7 @@ sends, by rings:
     every_step       2·(n-1)/n·B       every step
     local_sgd        2·(n-1)/n·B       every H-th step
     post_local_sgd   2·(n-1)/n·B       every step, and from step t' on every H-th
-    diloco           2·(n-1)/n·B       every H-th step
+    diloco           2·(n-1)/n·B       every H-th step (up to step t' every step)
     easgd            2·(n-1)/n·B       every H-th step
 """
 
@@ -79,19 +79,27 @@ class Outer(NamedTuple):
 
 
 def diloco(
-    period: int, learning_rate: float = 0.7, momentum: float = 0.9, exchange: Exchange | None = None
+    period: int,
+    learning_rate: float = 0.7,
+    momentum: float = 0.9,
+    exchange: Exchange | None = None,
+    first: int = 0,
 ) -> Rule:
     """Douillard et al. 2023, *DiLoCo: Distributed Low-Communication Training of Language Models*,
     arXiv:2311.08105, Alg. 1, with Nesterov's momentum outside:
 
-    Δ_r = w̃ - w_r                    where H = `period` divides t: what H inner steps did
+    Δ_r = w̃ - w_r                    where H = `period` divides t - t': what H inner steps did
     m ← μ·m + Δ̄                      μ = `momentum`
     w_r ← w̃ ← w̃ - η·(Δ̄ + μ·m)        η = `learning_rate`
 
-    The inner optimizer (the paper's: AdamW) is the experiment's, and keeps its state.
+    The inner optimizer (the paper's: AdamW) is the experiment's, and keeps its state. The paper
+    begins with a model that was pretrained; here, up to t' = `first` steps every optimizer gets ḡ.
     """
-    exchange = mean() if exchange is None else exchange
-    when = every(period)
+    exchange, pretraining = mean() if exchange is None else exchange, mean()
+    when = every(period, first)
+
+    def early(step: Any) -> Any:
+        return step < first
 
     def init(parameters: Tree) -> Outer:
         velocity = jax.tree.map(jnp.zeros_like, parameters) if momentum else ()
@@ -103,12 +111,24 @@ def diloco(
         start, velocity = outer_step(state.start, state.velocity, moved, learning_rate, momentum)
         return start, Outer(start, velocity, inside)
 
-    return Rule(
-        init=init,
-        on_gradients=alone,
-        on_parameters=at(when, synchronize),
-        sendings=lambda shapes, replicas: [Sending(when, exchange.messages(shapes, replicas))],
-    )
+    def average(gradients: Tree, state: Outer, moment: Moment) -> tuple[Tree, Outer]:
+        return pretraining.apply(gradients, (), moment)[0], state
+
+    def begin(parameters: Tree, state: Outer, moment: Moment) -> tuple[Tree, Outer]:
+        return parameters, state._replace(start=parameters)
+
+    def on_parameters(parameters: Tree, state: Outer, moment: Moment) -> tuple[Tree, Outer]:
+        if first:
+            parameters, state = at(early, begin)(parameters, state, moment)
+        return at(when, synchronize)(parameters, state, moment)
+
+    def sendings(shapes: Tree, replicas: Replicas) -> list[Sending]:
+        later = Sending(when, exchange.messages(shapes, replicas))
+        if not first:
+            return [later]
+        return [Sending(early, pretraining.messages(shapes, replicas)), later]
+
+    return Rule(init, at(early, average) if first else alone, on_parameters, sendings)
 
 
 def outer_step(

@@ -81,6 +81,7 @@ RULES = {
     "local_sgd-groups": ExchangeConfig("local_sgd", period=2, groups=2),
     "post_local_sgd": ExchangeConfig("post_local_sgd", period=2, first_local_step=1),
     "diloco": ExchangeConfig("diloco", period=2),
+    "diloco-pretrained": ExchangeConfig("diloco", period=2, first_local_step=1),
     "streaming_diloco": ExchangeConfig("streaming_diloco", period=4, fragments=2, overlap=1),
     "easgd": ExchangeConfig("easgd", period=2, alpha=0.1),
     "adasum": ExchangeConfig("adasum"),

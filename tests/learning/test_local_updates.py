@@ -101,6 +101,23 @@ def test_diloco_is_the_outer_nesterov_of_optax_on_the_mean_move() -> None:
         np.testing.assert_allclose(state.start["w"], everywhere(np.asarray(start)), **CLOSE)
 
 
+def test_diloco_may_begin_synchronously() -> None:
+    """Up to t' = 4, and from there as it would from those parameters."""
+    synchronous, later = run(every_step()), run(diloco(3, 0.7, 0.9, first=4))
+    for step in range(4):
+        np.testing.assert_allclose(later[step][0], synchronous[step][0], **CLOSE)
+    start, velocity = later[3][0][0], np.zeros_like(START["w"])
+    w = later[3][0]
+    for step in range(4, 12):
+        w = w + STEPS[step]
+        if (step - 4 + 1) % 3 == 0:
+            moved = start - w.mean(0)
+            velocity = 0.9 * velocity + moved
+            start = start - 0.7 * (moved + 0.9 * velocity)
+            w = np.array(everywhere(start))
+        np.testing.assert_allclose(later[step][0], w, **CLOSE)
+
+
 def test_diloco_of_rate_1_without_momentum_is_local_averaging() -> None:
     for (mine, _), (its, _) in zip(run(diloco(3, 1.0, 0.0)), run(local_sgd(3)), strict=True):
         np.testing.assert_allclose(mine, its, **CLOSE)
@@ -126,6 +143,7 @@ def test_easgd_pulls_both_ways_and_keeps_the_sum() -> None:
         (every_step(), [1, 2, 3, 4, 5, 6, 7, 8, 9]),
         (local_sgd(3), [3, 6, 9]),
         (post_local_sgd(3, 2), [1, 2, 5, 8]),
+        (diloco(3, first=2), [1, 2, 5, 8]),
         (diloco(4), [4, 8]),
         (easgd(4, 0.1), [4, 8]),
     ],
