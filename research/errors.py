@@ -13,3 +13,7 @@ class RunError(Exception):
 
     The `research` command prints it without a traceback and exits with status 1.
     """
+
+
+class Diverged(RunError):
+    """A run that stopped because its loss, gradient or parameters were no longer finite."""

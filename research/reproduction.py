@@ -7,6 +7,7 @@ all: runs in run folders of their own, gone on with where they were interrupted;
 """
 
 import ast
+import math
 import runpy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from research import runs
 from research.configuration import nearest
-from research.errors import RunError, UserError
+from research.errors import Diverged, RunError, UserError
 from research.experiment import Experiment
 from research.parallel.processes import count
 from research.prepared import with_replicas
@@ -52,6 +53,8 @@ class Run(NamedTuple):
 
     folder: Path
     seed: int
+    diverged: bool = False
+    """It ended early: its loss was no longer finite."""
 
     def records(self) -> list[Record]:
         """What it logged, as in `metrics.jsonl`."""
@@ -71,7 +74,9 @@ class Run(NamedTuple):
 
     def test(self, metric: str) -> float:
         """`loss`, `accuracy` or `perplexity` of the last checkpoint on the test split, evaluated
-        when first asked for."""
+        when first asked for; nan of a run that diverged."""
+        if self.diverged:
+            return math.nan
         folder = RunFolder(self.folder)
         steps = folder.read("config")["run"]["steps"]
         done = (self.folder / "evaluation.json").exists() and folder.read("evaluation")
@@ -93,6 +98,10 @@ class Results:
     def test(self, variant: str, metric: str) -> np.ndarray:
         """`Run.test` of a variant, [seeds]."""
         return np.array([run.test(metric) for run in self.runs[variant]])
+
+    def diverged(self, variant: str) -> list[int]:
+        """The seeds with which a variant diverged."""
+        return [run.seed for run in self.runs[variant] if run.diverged]
 
     def curves(self, x: str, y: str) -> dict[str, list[tuple[list[float], list[float]]]]:
         """Of every variant and seed, the values of `x` and `y` in the records that have both."""
@@ -119,6 +128,9 @@ class Reproduction:
     """The figure."""
     cpu_devices: int = 1
     """Virtual devices on a machine without accelerators, where --cpu-devices does not say."""
+    may_diverge: bool = False
+    """Whether a loss that is not finite is a result, reported as such, and no mistake: such runs
+    have nan for their test metrics, and `Measurement.diverged` has their seeds."""
 
 
 def names(experiments: Path) -> dict[str, str]:
@@ -184,7 +196,8 @@ def reproduce(
     with ExitStack() as stack:
         if directory is None and quick:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reproduce-")))
-        results = _run_all(variants, chosen, directory or Path("runs/reproduce") / name)
+        where = directory or Path("runs/reproduce") / name
+        results = _run_all(variants, chosen, where, reproduction.may_diverge)
         measured = reproduction.measure(results)
         origin = _provenance(results, command or f"research reproduce {name}")
         rows = compare(numbers, measured, chosen, origin)
@@ -235,7 +248,9 @@ def _first_line(path: Path) -> str:
 # The runs -----------------------------------------------------------------------------------------
 
 
-def _run_all(variants: Mapping[str, Experiment], seeds: Sequence[int], directory: Path) -> Results:
+def _run_all(
+    variants: Mapping[str, Experiment], seeds: Sequence[int], directory: Path, may_diverge: bool
+) -> Results:
     """Seed by seed, so that what there is after an interruption compares."""
     finished: dict[str, list[Run]] = {variant: [] for variant in variants}
     total = len(variants) * len(seeds)
@@ -245,26 +260,35 @@ def _run_all(variants: Mapping[str, Experiment], seeds: Sequence[int], directory
         path = directory / f"{variant.replace(' ', '_')}-seed{seed}"
         experiment = variants[variant]
         settings = replace(experiment.run, directory=str(path), seed=seed)
-        _finish(replace(experiment, run=settings), path)
-        finished[variant].append(Run(path, seed))
+        diverged = _finish(replace(experiment, run=settings), path, may_diverge)
+        finished[variant].append(Run(path, seed, diverged))
     return Results(finished)
 
 
-def _finish(experiment: Experiment, path: Path) -> None:
-    """Runs `experiment` in `path` to its end, from wherever it is there."""
+def _finish(experiment: Experiment, path: Path, may_diverge: bool) -> bool:
+    """Runs `experiment` in `path` to its end, from wherever it is there; whether it diverged."""
     experiment.check()
-    if not (path / "config.json").exists():
-        runs.train(experiment)
-    else:
-        _check_same(experiment, path)
-        if _last_step(path) != experiment.run.steps:
-            runs.resume(path)
+    try:
+        if not (path / "config.json").exists():
+            runs.train(experiment)
+        else:
+            _check_same(experiment, path)
+            if _last_step(path) != experiment.run.steps:
+                if may_diverge and (path / "not_finite.json").exists():
+                    return True
+                runs.resume(path)
+    except Diverged as error:
+        if not may_diverge:
+            raise
+        print(f"diverged: {error}", flush=True)
+        return True
     last = _last_step(path)
     if last != experiment.run.steps:
         raise RunError(
             f"stopped at step {last or 0} of {experiment.run.steps} of {path}: the same command "
             "goes on from there"
         )
+    return False
 
 
 def _last_step(path: Path) -> int | None:

@@ -106,6 +106,28 @@ def test_an_experiment_that_does_not_fit_its_paper_is_refused(
         compare([Number("x", 1.0, "s", "table 1")], measured, seeds, HERE)
 
 
+def test_a_run_that_diverged_is_said_to_have_and_is_in_no_mean() -> None:
+    nan = float("nan")
+    numbers = [Number("some", 2.0, "%", "table 1"), Number("all", 3.0, "%", "table 1")]
+    measured = [
+        Measurement("some", [1.0, nan, 3.0], "%", diverged=[1]),
+        Measurement("all", [nan] * 3, "%", diverged=[0, 1, 2]),
+        Measurement("none", [4.0, 5.0, 6.0], "%"),
+    ]
+    some, all_, none = rows = compare(numbers, measured, [0, 1, 2], HERE)
+    assert (some.ours, some.seeds, some.diverged) == (2.0, [0, 1, 2], [1])
+    assert all_.ours is None and all_.diverged == [0, 1, 2] and none.diverged == []
+    assert (some.agrees, all_.agrees, none.agrees) == (False, False, None)
+    table = markdown(rows)
+    assert "| some | 2 | 2.0 ± 1.4, 1 of 3 diverged | % | 3 | differs |" in table
+    assert "| all | 3 | 3 of 3 diverged | % | 3 | differs |" in table
+    assert "| none |  | 5.0 ± 1.0 | % | 3 | no number to compare |" in table
+    assert "0 of 2 numbers agree" in table
+    assert "some: 2.0 %, 1 of 3 diverged, where the paper has 2" in table
+    assert "all: 3 of 3 diverged, where the paper has 3" in table
+    assert table.endswith("Means are over the seeds that did not diverge.")
+
+
 @pytest.mark.parametrize(
     ("value", "spread", "text"),
     [
@@ -256,6 +278,34 @@ def test_a_run_that_was_interrupted_is_gone_on_with(
     assert "restored step" in done.stdout
     assert read_rows(tiny / "results.json")[0].seeds == [4]
     assert [record["step"] for record in metrics(second)] == list(range(1, 61))
+
+
+def test_a_run_that_diverges_is_a_result_where_the_experiment_says_so(
+    tiny: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two variants does, with any seed."""
+    file = tiny / "experiment.py"
+    high = "OptimizerConfig('sgd', 1e30 if rule == 'local_sgd' else 0.1, clip=None)"
+    rows = """lambda results: [
+        Measurement(rule, results.test(rule, "accuracy"), "of 1", diverged=results.diverged(rule))
+        for rule in ("every_step", "local_sgd")
+    ]"""
+    text = file.read_text()
+    text = text.replace("(whole, exchange", f"(whole, optimizer={high}, exchange")
+    file.write_text(text.replace("measure=measure", f"measure={rows}"))
+    (tiny / "paper.json").write_text(json.dumps(PAPER | {"numbers": []}))
+    assert "lower the learning rate" in mistake(*words(tiny), status=1)
+    assert not (tiny / "results.json").exists()
+
+    file.write_text(file.read_text().replace("draw=draw", "draw=draw, may_diverge=True"))
+    for _ in range(2):
+        assert main(words(tiny)) == 0
+        one, local = read_rows(tiny / "results.json")
+        assert one.ours is not None and one.diverged == []
+        assert local.ours is None and local.diverged == [0, 1]
+        assert "2 of 2 diverged" in (tiny / "README.md").read_text()
+        monkeypatch.setattr("research.runs.train", None)  # what has diverged is not done again
+        monkeypatch.setattr("research.runs.resume", None)
 
 
 def test_a_run_of_another_experiment_is_not_taken_for_this_one(

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +47,7 @@ class Measurement(NamedTuple):
     tolerance: float = 0.0  # in `unit`
     holds: Holds = "equal"  # ours to the paper's
     because: str = ""  # what of the set-up explains a difference that is known beforehand
+    diverged: Sequence[int] = ()  # seeds whose run did: their values are left out, and it is said
 
 
 class Provenance(NamedTuple):
@@ -65,13 +66,13 @@ class Row:
     name: str
     paper: float | None
     """The paper's number (None: it has none that compares)."""
-    ours: float
-    """The mean over the seeds."""
+    ours: float | None
+    """The mean over the seeds that did not diverge (None: all did)."""
     unit: str
     source: str | None
     """Table, figure or section of the paper's number."""
     spread: float | None
-    """Standard deviation over the seeds (None: fewer than two)."""
+    """Standard deviation over the same seeds (None: fewer than two)."""
     tolerance: float
     holds: Holds
     because: str
@@ -81,12 +82,17 @@ class Row:
     hardware: str
     versions: dict[str, str]
     commit: str
+    diverged: list[int] = field(default_factory=list)
+    """Of the seeds, those whose run did not get to its end."""
 
     @property
     def agrees(self) -> bool | None:
-        """Whether ours holds beside the paper's within the tolerance; None without a paper's."""
+        """Whether ours holds beside the paper's within the tolerance; None without a paper's. With
+        a seed that diverged it does not."""
         if self.paper is None:
             return None
+        if self.diverged or self.ours is None:
+            return False
         above = self.ours - self.paper
         below_enough = above <= self.tolerance or self.holds == "at least"
         above_enough = -above <= self.tolerance or self.holds == "at most"
@@ -129,7 +135,7 @@ def compare(
     """A row for every measurement, in their order, with the paper's number of the same name.
 
     Raises UserError for a number of the paper that is not measured, for units that differ, for a
-    name that comes twice, and for a value that is not finite.
+    name that comes twice, and for a value that is not finite though its run did not diverge.
     """
     measured = [measurement.name for measurement in measurements]
     if doubles := {name for name in measured if measured.count(name) > 1}:
@@ -147,6 +153,8 @@ def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: 
     values = np.atleast_1d(np.asarray(ours.values, np.float64)).tolist()
     if drawn and len(values) != len(seeds):
         raise UserError(f"{ours.name!r} has {len(values)} values for {len(seeds)} seeds")
+    if drawn:
+        values = [v for v, seed in zip(values, seeds, strict=True) if seed not in ours.diverged]
     if not all(map(math.isfinite, values)):
         raise UserError(f"{ours.name!r} is not finite: {values}")
     if paper is not None and paper.unit != ours.unit:
@@ -156,7 +164,7 @@ def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: 
     return Row(
         name=ours.name,
         paper=None if paper is None else paper.value,
-        ours=statistics.fmean(values),
+        ours=statistics.fmean(values) if values else None,
         unit=ours.unit,
         source=None if paper is None else paper.source,
         spread=statistics.stdev(values) if len(values) > 1 else None,
@@ -165,6 +173,7 @@ def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: 
         because=ours.because,
         seeds=seeds if drawn else [],
         **provenance._asdict(),
+        diverged=list(ours.diverged),
     )
 
 
@@ -193,15 +202,24 @@ HEADINGS = ("what", "paper", "ours", "unit", "seeds", "beside the paper")
 def _cells(row: Row) -> tuple[str, ...]:
     sign = {"equal": "", "at most": "≤ ", "at least": "≥ "}[row.holds]
     verdict = {None: "no number to compare", True: "agrees", False: "differs"}[row.agrees]
-    spread = "" if row.spread is None else f" ± {figures(row.spread, row.spread)}"
     return (
         row.name,
         "" if row.paper is None else sign + figures(row.paper),
-        figures(row.ours, row.spread) + spread,
+        _mean(row),
         row.unit,
         str(len(row.seeds) or ""),
         verdict,
     )
+
+
+def _mean(row: Row, unit: str = "") -> str:
+    """Ours, and how many runs it is not of; with its spread where the unit stands elsewhere."""
+    lost = f"{len(row.diverged)} of {len(row.seeds)} diverged"
+    if row.ours is None:
+        return lost
+    spread = "" if row.spread is None else f" ± {figures(row.spread, row.spread)}"
+    mean = figures(row.ours, row.spread) + (f" {unit}" if unit else spread)
+    return f"{mean}, {lost}" if row.diverged else mean
 
 
 def figures(value: float, spread: float | None = None) -> str:
@@ -213,21 +231,24 @@ def figures(value: float, spread: float | None = None) -> str:
 
 
 def statement(rows: Sequence[Row]) -> list[str]:
-    """In plain words, how ours stands to the paper's: a count, and a line for each difference."""
+    """In plain words, how ours stands to the paper's: a count, and a line for each difference; and
+    what means are of, where runs diverged."""
     compared = [row for row in rows if row.agrees is not None]
+    left_out = [row for row in rows if row.diverged and row.ours is not None]
+    means = ["Means are over the seeds that did not diverge."] if left_out else []
     if not compared:
-        return ["The paper has no number that compares."]
+        return ["The paper has no number that compares.", *means]
     differ = [row for row in compared if not row.agrees]
     lines = [f"{len(compared) - len(differ)} of {len(compared)} numbers agree with the paper's."]
     for row in differ:
         assert row.paper is not None
         wanted = ("" if row.holds == "equal" else f"{row.holds} ") + figures(row.paper)
         line = (
-            f"Ours differs: {row.name}: {figures(row.ours, row.spread)} {row.unit}, where the "
-            f"paper has {wanted} ({row.source}; tolerance {figures(row.tolerance)})"
+            f"Ours differs: {row.name}: {_mean(row, row.unit)}, where the paper has {wanted} "
+            f"({row.source}; tolerance {figures(row.tolerance)})"
         )
         lines.append(line + (f": {row.because}" if row.because else ""))
-    return lines
+    return lines + means
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.errors import RunError
+from research.errors import Diverged, RunError
 from research.parallel.processes import is_first
 from research.parallel.stopping import StopRequest
 from research.training.checkpoints import Checkpoints
@@ -62,7 +62,7 @@ def train(
     run cannot go on, if so. `indexes(step)` names the examples of the batch of a step (from 0) if
     its loss is not finite.
 
-    Raises RunError for a complaint, a loss that is not finite, and a disk that is full.
+    Raises RunError for a complaint and a disk that is full, Diverged for a loss that is not finite.
     """
     last = start
     pending: deque[tuple[int, Any]] = deque()
@@ -152,14 +152,14 @@ def _due(step: int, every: int) -> bool:
 
 def _not_finite(
     step: int, values: dict[str, float], indexes: np.ndarray, checkpoints: Checkpoints, folder: Path
-) -> RunError:
+) -> Diverged:
     """The error that names the step, the examples of its batch, and the way back."""
     bad = next(name for name in FINITE if not math.isfinite(values[name]))
     listed = folder / "not_finite.json"
     if is_first():
         listed.write_text(json.dumps({"step": step, "examples": indexes.tolist(), **values}) + "\n")
     few = ", ".join(map(str, indexes[:8])) + (", ..." if len(indexes) > 8 else "")
-    return RunError(
+    return Diverged(
         f"{bad.replace('_', ' ')} is {values[bad]} at step {step}, on the batch of examples {few} "
         f"(all in {listed}); {_saved(checkpoints)}: lower the learning rate or look at the "
         f"examples, then `research resume {folder}`"
