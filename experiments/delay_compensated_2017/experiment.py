@@ -114,6 +114,8 @@ def draw(axes: Axes, results: Results) -> None:
     draw_curves(axes, drawn)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.006)  # room for the names
+    axes.legend(loc="lower left", fontsize="small")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("virtual seconds, one a gradient")
     axes.set_ylabel("validation error")
