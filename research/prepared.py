@@ -14,10 +14,12 @@ import numpy as np
 
 from research.data import (
     Batches,
+    Clients,
     Cohorts,
     Federation,
     Source,
     cache_folder,
+    evaluated_examples,
     evaluation_batches,
     federate,
 )
@@ -31,7 +33,8 @@ from research.parallel.layout import LAYOUT, abstract, batch_sharding, place, ro
 from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
 from research.training.checkpoints import Checkpoints
-from research.training.evaluation import evaluate as evaluate_split
+from research.training.evaluation import summary, totals_of
+from research.training.evaluation_of_clients import evaluate_by_client
 from research.training.folder import RunFolder
 
 EVALUATED = 512
@@ -64,13 +67,17 @@ class Prepared:
         )
         self.compiling_seconds = 0.0  # of the step
         self._step: Callable[[State, Any], tuple[State, Any]] | None = None
-        self._evaluation: Callable[..., Totals] | None = None  # both compiled when first needed
+        self._evaluations: dict[str, Callable[..., Totals]] = {}  # compiled when first needed
 
     @property
     def units_per_step(self) -> int:
         """Tokens or examples of a batch, or of a mean round."""
         is_text = self.dataset.unit == "tokens"
         return self.batches.examples * (self.dataset.specification.shape[0] if is_text else 1)
+
+    def clients(self, split: str) -> Clients | None:
+        """Those of a split, if there are clients."""
+        return None if self.federation is None else getattr(self.federation, split)
 
     @property
     def seats(self) -> int:
@@ -85,7 +92,7 @@ class Prepared:
         made.learner = learner(
             made.experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
         )
-        made._step = made._evaluation = None
+        made._step, made._evaluations = None, {}
         return made
 
     def feed(self, start: int) -> Iterator[dict[str, Any]]:
@@ -106,17 +113,30 @@ class Prepared:
         self._step = step
         return step
 
-    def evaluate(self, state: State, split: Source) -> dict[str, float]:
-        """Loss, accuracy and what follows from them over a split."""
-        limit = self.experiment.run.evaluate_batches
-        parts = evaluation_batches(split, self.evaluated.count, self.evaluated.own, limit)
+    def evaluate(
+        self, state: State, split: Source, clients: Clients | None = None
+    ) -> dict[str, float]:
+        """Loss, accuracy and what follows from them over a split; with the `clients` of the split,
+        also how they are spread over those (but not over stages, which add examples up)."""
+        limit, count = self.experiment.run.evaluate_batches, self.evaluated.count
+        parts = evaluation_batches(split, count, self.evaluated.own, limit)
         placed = (self.evaluated.place(rows) for rows in parts)
-        return evaluate_split(self._evaluate_batch, state, placed, self.dataset.unit)
+        if clients is None or self.mesh.shape["stage"] > 1:
+            return summary(totals_of(self._compiled("evaluate"), state, placed), self.dataset.unit)
+        chosen = evaluated_examples(len(split), count, limit)
+        totals = totals_of(self._compiled("evaluate_each"), state, placed)[: len(chosen)]
+        return summary(totals, self.dataset.unit) | evaluate_by_client(totals, chosen, clients)
 
-    def _evaluate_batch(self, state: State, batch: dict[str, jax.Array]) -> Totals:
-        if self._evaluation is None:
-            self._evaluation = compile_together(self.learner.evaluate.lower(state, batch))
-        return self._evaluation(state, batch)
+    def _compiled(self, name: str) -> Callable[[State, dict[str, jax.Array]], Totals]:
+        """A function of the learner, compiled for the first batch that it is called with."""
+
+        def call(state: State, batch: dict[str, jax.Array]) -> Totals:
+            if name not in self._evaluations:
+                lowered = getattr(self.learner, name).lower(state, batch)
+                self._evaluations[name] = compile_together(lowered)
+            return self._evaluations[name](state, batch)
+
+        return call
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from research.parallel.stopping import StopRequest
 from research.plans import settled
 from research.prepared import Prepared, Restored, clients_of, warn
 from research.training.checkpoints import Checkpoints
+from research.training.evaluation import ALL
+from research.training.evaluation_of_clients import spreads_in_words
 from research.training.folder import RunFolder
 from research.training.loop import Journal
 from research.training.loop import train as run_loop
@@ -143,7 +145,9 @@ def _carry_on(
             run,
             start=first,
             journal=Journal(trackers, dataset.unit, prepared.units_per_step, first, seconds),
-            evaluate=lambda state: prepared.evaluate(state, dataset.validation),
+            evaluate=lambda state: prepared.evaluate(
+                state, dataset.validation, prepared.clients("validation")
+            ),
             observe=learner.observe,
             complaint=learner.complaint,
             checkpoints=checkpoints,
@@ -178,9 +182,11 @@ def evaluate(
     _check_same_data(folder, prepared)
     split = "validation" if dataset.test_is_validation else "test"
     with jax.set_mesh(prepared.mesh):
-        metrics = prepared.evaluate(restored.state, dataset.test)
-    shown = "  ".join(f"{n} {v:.4f}" for n, v in metrics.items())
+        metrics = prepared.evaluate(restored.state, dataset.test, prepared.clients("test"))
+    shown = "  ".join(f"{n} {metrics[n]:.4f}" for n in ALL if n in metrics)
     _say(f"step {restored.step}, {split} split of {dataset.name}: {shown}")
+    for line in spreads_in_words(metrics):
+        _say(line)
     result = {"step": restored.step, "split": split, "examples": len(dataset.test), **metrics}
     if is_first():
         folder.write("evaluation", result)

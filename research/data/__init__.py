@@ -7,7 +7,7 @@ order. `federate` deals a data set out to clients, as a `PartitionConfig` says. 
 `$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
 """
 
-from research.data.batches import Batches, evaluation_batches
+from research.data.batches import Batches, evaluated_examples, evaluation_batches
 from research.data.clients import Clients
 from research.data.cohorts import Cohorts
 from research.data.dataset import Dataset, LabeledArrays, Source, read_rows
@@ -36,6 +36,7 @@ __all__ = [
     "TokenWindows",
     "Vocabulary",
     "cache_folder",
+    "evaluated_examples",
     "evaluation_batches",
     "federate",
     "read_rows",

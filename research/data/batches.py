@@ -110,18 +110,21 @@ def evaluation_batches(
     """
     if batch < 1:
         raise UserError(f"a batch of {batch} examples cannot be: set --data.batch 1 or more")
-    count = len(source)
-    if limit and limit * batch < count:
-        # [limit * batch], strictly increasing since the step between two is more than 1
-        chosen = np.arange(limit * batch) * count // (limit * batch)
-    else:
-        chosen = np.arange(count)
+    chosen = evaluated_examples(len(source), batch, limit)
     rows = np.asarray(rows, np.int64)
     for start in range(0, len(chosen), batch):
         places = start + rows
         weights = (places < len(chosen)).astype(np.float32)
         examples = read_rows(source, chosen[np.minimum(places, len(chosen) - 1)])
         yield {**examples, "weights": weights}
+
+
+def evaluated_examples(count: int, batch: int, limit: int = 0) -> np.ndarray:
+    """int64 `[examples]`, ascending: those of `count` that `evaluation_batches` goes through."""
+    if limit and limit * batch < count:
+        # [limit * batch], strictly increasing since the step between two is more than 1
+        return np.arange(limit * batch) * count // (limit * batch)
+    return np.arange(count)
 
 
 def shuffled(places: np.ndarray, examples: int, seed: int, epoch: int) -> np.ndarray:

@@ -29,6 +29,21 @@ def cross_entropy(
     `weights` [batch] counts each example (and all its tokens) that many times; None counts each
     once.
     """
+    return Totals(*(jnp.sum(term) for term in _terms(logits, targets, weights)))
+
+
+def cross_entropies(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None
+) -> Totals:
+    """As `cross_entropy`, of each example: [batch] each."""
+    terms = _terms(logits, targets, weights)
+    return Totals(*(jnp.sum(term, axis=tuple(range(1, term.ndim))) for term in terms))
+
+
+def _terms(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is summed, [batch, ...] each."""
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     shifted = logits - highest
     log_normalizer = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))  # [batch, ...]
@@ -39,4 +54,4 @@ def cross_entropy(
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     each = jnp.ones((targets.shape[0],), jnp.float32) if weights is None else weights
     each = jnp.broadcast_to(each.reshape((-1,) + (1,) * (targets.ndim - 1)), targets.shape)
-    return Totals(jnp.sum(losses * each), jnp.sum(correct * each), jnp.sum(each))
+    return losses * each, correct * each, each

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.errors import UserError
 from research.learning.gradients import Sums, accumulated, at_once
-from research.learning.objective import Totals, cross_entropy
+from research.learning.objective import Totals, cross_entropies, cross_entropy
 from research.learning.pipelined import Pipelined, into_rounds, out_of_rounds
 from research.models.model import Extras, Model
 from research.models.specification import Specification
@@ -124,23 +124,34 @@ class Synchronous:
             ),
         )
 
-        def init() -> TrainState:
+        def drawn(number: int = 0) -> tuple[Tree, Tree]:
             key = jax.random.fold_in(jax.random.key(seed), 0)
-            _, parameters, buffers = build(key)
-            parameters = nnx.to_pure_dict(parameters)
+            _, *made = build(jax.random.fold_in(key, number) if number else key)
+            parameters, buffers = map(nnx.to_pure_dict, made)
+            return parameters, buffers
+
+        self.drawn = drawn
+
+        def init() -> TrainState:
+            parameters, buffers = drawn()
             zero = jnp.zeros((), jnp.int32)
-            return TrainState(
-                zero, parameters, nnx.to_pure_dict(buffers), optimizer.init(parameters)
-            )
+            return TrainState(zero, parameters, buffers, optimizer.init(parameters))
 
         self.init: jax.stages.Wrapped = jax.jit(init, out_shardings=self.shardings)
         self.abstract_state: TrainState = abstract(jax.eval_shape(init), self.shardings)
         self.step = jax.jit(self.updated, donate_argnums=0, out_shardings=(self.shardings, whole))
-        self.evaluate = jax.jit(self._evaluate, out_shardings=whole)
+        self.evaluate = jax.jit(
+            lambda state, batch: self.totals(state.parameters, state.buffers, batch),
+            out_shardings=whole,
+        )
+        self.evaluate_each = jax.jit(
+            lambda state, batch: self.totals_of_each(state.parameters, state.buffers, batch),
+            out_shardings=whole,
+        )
 
     def model(self, state: TrainState) -> Any:
         """The Flax module with the state's parameters."""
-        return nnx.merge(self.graph, self.parameters(state), state.buffers)
+        return self._merged(state.parameters, state.buffers)
 
     def parameters(self, state: TrainState) -> Tree:
         """The state's parameters as the model has them: layers in a row, in whatever rounds a
@@ -222,16 +233,34 @@ class Synchronous:
             summed, (sums, buffers) = accumulated(*arguments, self.microbatches, self.mesh)
         return jax.tree.map(lambda g: g / sums.totals.targets, summed), sums, buffers
 
+    def totals(self, parameters: Tree, buffers: Tree, batch: Batch) -> Totals:
+        """Over `batch`, of an evaluation: what `evaluate` compiles."""
+        if self._pipeline is not None:
+            return self._pipeline.totals(parameters, buffers, batch)
+        return _totals(self._merged(parameters, buffers), batch)[0]
+
+    def totals_of_each(self, parameters: Tree, buffers: Tree, batch: Batch) -> Totals:
+        """Of each example of `batch`, [batch] each: what `evaluate_each` compiles.
+
+        Raises UserError over stages, which add up what passes through them.
+        """
+        if self._pipeline is not None:
+            raise UserError(
+                f"examples are not evaluated one by one over --mesh.stage "
+                f"{self.mesh.shape['stage']}: use --mesh.stage 1"
+            )
+        model = self._merged(parameters, buffers)
+        logits, _ = model.forward(batch["inputs"])
+        return cross_entropies(logits, model.arrange(batch["targets"]), batch.get("weights"))
+
+    def _merged(self, parameters: Tree, buffers: Tree) -> Any:
+        return nnx.merge(self.graph, out_of_rounds(parameters, self._rounds), buffers)
+
     def _loss(self, parameters: Tree, buffers: Tree, batch: Batch) -> Any:
         model = nnx.merge(self.graph, parameters, buffers)
         totals, extras = _totals(model, batch, train=True)
         after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return totals.loss + sum(extras.penalties.values()), (Sums(totals, extras), after)
-
-    def _evaluate(self, state: TrainState, batch: Batch) -> Totals:
-        if self._pipeline is not None:
-            return self._pipeline.totals(state.parameters, state.buffers, batch)
-        return _totals(self.model(state), batch)[0]
 
 
 def _totals(model: Model, batch: Batch, train: bool = False) -> tuple[Totals, Extras]:

@@ -95,6 +95,7 @@ class Federated:
         self._width = width
         self.model, self.parameters, self.in_rounds = one.model, one.parameters, one.in_rounds
         self.evaluate = one.evaluate  # looks at parameters and buffers only
+        self.evaluate_each = one.evaluate_each
 
         divides = population.clients % self._devices == 0
         whole = NamedSharding(one.mesh, P())
