@@ -17,6 +17,7 @@ from research.data import (
     Clients,
     Cohorts,
     Federation,
+    HeldOut,
     Source,
     cache_folder,
     evaluated_examples,
@@ -25,7 +26,7 @@ from research.data import (
 )
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Learner, Replicated, State, Synchronous, Totals
+from research.learning import Federated, Learner, Replicated, State, Synchronous, Totals
 from research.learning.replicated import Plan
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
@@ -34,7 +35,7 @@ from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
 from research.training.checkpoints import Checkpoints
 from research.training.evaluation import summary, totals_of
-from research.training.evaluation_of_clients import evaluate_by_client
+from research.training.evaluation_of_clients import evaluate_by_client, evaluate_personal
 from research.training.folder import RunFolder
 
 EVALUATED = 512
@@ -117,7 +118,8 @@ class Prepared:
         self, state: State, split: Source, clients: Clients | None = None
     ) -> dict[str, float]:
         """Loss, accuracy and what follows from them over a split; with the `clients` of the split,
-        also how they are spread over those (but not over stages, which add examples up)."""
+        also how they are spread over those (but not over stages, which add examples up), and that
+        of the clients' own models, if they have some."""
         limit, count = self.experiment.run.evaluate_batches, self.evaluated.count
         parts = evaluation_batches(split, count, self.evaluated.own, limit)
         placed = (self.evaluated.place(rows) for rows in parts)
@@ -125,7 +127,18 @@ class Prepared:
             return summary(totals_of(self._compiled("evaluate"), state, placed), self.dataset.unit)
         chosen = evaluated_examples(len(split), count, limit)
         totals = totals_of(self._compiled("evaluate_each"), state, placed)[: len(chosen)]
-        return summary(totals, self.dataset.unit) | evaluate_by_client(totals, chosen, clients)
+        metrics = summary(totals, self.dataset.unit) | evaluate_by_client(totals, chosen, clients)
+        if isinstance(self.learner, Federated) and self.learner.personalizes:
+            assert isinstance(self.batches, Cohorts)
+            metrics |= evaluate_personal(
+                self._compiled("evaluate_personal"),
+                state,
+                HeldOut(split, clients, chosen),
+                self.batches,
+                self.rows.own,
+                self.rows.place,
+            )
+        return metrics
 
     def _compiled(self, name: str) -> Callable[[State, dict[str, jax.Array]], Totals]:
         """A function of the learner, compiled for the first batch that it is called with."""

@@ -13,6 +13,7 @@ from research.data.cohorts import Cohorts
 from research.data.dataset import Dataset, LabeledArrays, Source, read_rows
 from research.data.download import cache_folder
 from research.data.federation import Federation, federate
+from research.data.held_out import HeldOut
 from research.data.images import ImagesConfig
 from research.data.partition import PartitionConfig
 from research.data.shift import ImageShift
@@ -26,6 +27,7 @@ __all__ = [
     "Cohorts",
     "Dataset",
     "Federation",
+    "HeldOut",
     "ImageShift",
     "ImagesConfig",
     "LabeledArrays",

@@ -16,7 +16,7 @@ from research.data.dataset import Example, Source, read_rows
 from research.errors import UserError
 
 Sampling = Literal["uniform", "weighted", "cyclic", "fixed"]
-COHORT, SHUFFLE, FAILING, STRAGGLING = range(4)
+COHORT, SHUFFLE, FAILING, STRAGGLING, ONCE = range(5)
 """What is drawn."""
 ROUNDS_AHEAD = 2
 
@@ -76,31 +76,47 @@ class Cohorts:
         """Reads those rows of a round: examples [rows, steps, batch, ...] and their `weights`; of
         each row the `client`, its `steps` and `examples`, and whether it is `present`."""
         members = self.members(step)[np.asarray(rows, np.int64)]
-        shape = (len(members), self.steps, self.batch)
+        epochs = [self._epochs_of(step, client) for client in members]
+        draws = [self._draw(SHUFFLE, step, client) for client in members]
+        present = [
+            self._draw(FAILING, step, client).random() >= self._failing for client in members
+        ]
+        return self._read(members, epochs, draws, self.steps) | {"present": np.array(present)}
+
+    def once(self, clients: np.ndarray) -> Example:
+        """As `rows`, those `clients` in their order, with all their examples once."""
+        draws = [self._draw(ONCE, 0, client) for client in clients]
+        read = self._read(clients, [1] * len(clients), draws, self.steps // self.epochs)
+        return read | {"present": np.ones(len(clients), bool)}
+
+    def _read(
+        self,
+        members: np.ndarray,
+        epochs: Sequence[int],
+        draws: Sequence[np.random.Generator],
+        most: int,
+    ) -> Example:
+        """[members, most steps, batch, ...], with so many `epochs` of each, shuffled by its
+        draws."""
+        shape = (len(members), most, self.batch)
         indexes, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         steps = np.zeros(len(members), np.int32)
         for row, client in enumerate(members):
             own = self.clients[client]
             each = int(self._per_epoch[client])
-            epochs = self._epochs_of(step, client)
-            draw = self._draw(SHUFFLE, step, client)
-            for epoch in range(epochs):
+            for epoch in range(epochs[row]):
                 first = epoch * each * self.batch
-                indexes[row].reshape(-1)[first : first + len(own)] = draw.permutation(own)
+                indexes[row].reshape(-1)[first : first + len(own)] = draws[row].permutation(own)
                 weights[row].reshape(-1)[first : first + len(own)] = 1
-            steps[row] = epochs * each
+            steps[row] = epochs[row] * each
         examples = read_rows(self.source, indexes.reshape(-1))
         read = {name: leaf.reshape(*shape, *leaf.shape[1:]) for name, leaf in examples.items()}
-        present = [
-            self._draw(FAILING, step, client).random() >= self._failing for client in members
-        ]
         return {
             **read,
             "weights": weights,
             "client": members.astype(np.int32),
             "steps": steps,
             "examples": self.clients.sizes[members].astype(np.float32),
-            "present": np.array(present),
         }
 
     def iterate(

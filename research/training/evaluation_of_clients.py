@@ -1,11 +1,15 @@
 """Evaluation by client: a good mean may hide clients that are served badly."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 
-from research.data import Clients
+from research.data import Clients, Cohorts, HeldOut
 from research.data.clients import NOBODY
+from research.data.dataset import Example
 
 WORST = 10
 """The worst tenth of clients, at least one, has a mean of its own."""
@@ -52,6 +56,24 @@ def evaluate_by_client(
         "clients_without_examples": len(clients) - evaluated,
         **spread(sums, "client"),
     }
+
+
+def evaluate_personal(
+    evaluate_cohort: Any,
+    state: Any,
+    held: HeldOut,
+    cohorts: Cohorts,
+    rows: np.ndarray,
+    place: Callable[[Example], dict[str, jax.Array]],
+) -> dict[str, float]:
+    """`spread` of the clients by their own models, cohort by cohort; of each, this process reads
+    the given `rows`, and `place` puts them on the devices."""
+    last, parts = len(held.clients) - 1, []
+    for start in range(0, len(held.clients), cohorts.cohort):
+        clients = held.clients[np.minimum(start + rows, last)]  # the last one fills up
+        batch = place(cohorts.once(clients) | held.rows(clients))
+        parts.append(np.stack(jax.device_get(evaluate_cohort(state, batch)), axis=-1))
+    return spread(np.concatenate(parts)[: last + 1], "personal") if parts else {}
 
 
 def spreads_in_words(metrics: dict[str, float]) -> list[str]:

@@ -7,8 +7,9 @@ paper's equations.
 
 from research.learning.federated.algorithm import Algorithm, Replies, Server, by_optimizer
 from research.learning.federated.client import Client, Reply
-from research.learning.federated.federated import Federated, FederatedState, Population
+from research.learning.federated.federated import Federated
 from research.learning.federated.federated_config import FederatedConfig
+from research.learning.federated.state import FederatedState, Population
 
 __all__ = [
     "Algorithm",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from research.learning.federated.client import Client, Reply
+from research.learning.federated.parts import filled
 
 Tree = Any
 
@@ -36,6 +37,12 @@ class Replies(NamedTuple):
     share: jax.Array  # [] float32: of the whole population, how many those are
 
 
+def _like_the_server(server: Server) -> tuple[Tree, Tree]:
+    """The parameters and what is shared down; a move, and as much besides as is shared, up."""
+    both = (server.parameters, server.shared)
+    return both, both
+
+
 class Algorithm(NamedTuple):
     """One federated algorithm."""
 
@@ -45,6 +52,14 @@ class Algorithm(NamedTuple):
     """`shared(parameters)`: what the server sends besides, at the start."""
     own: Callable[[Tree], Tree] = lambda parameters: ()
     """`own(parameters)`: a client's row of the table of clients, at the start."""
+    personal: Callable[[Client], Tree] | None = None
+    """`personal(client)`: the parameters that suit a client best; None: the server's, as for
+    all."""
+    sent: Callable[[Server], tuple[Tree, Tree]] = _like_the_server
+    """`sent(server)`: trees as large as what a client is sent, and as what it sends."""
+    clusters: int | None = None
+    """Models of the server's, whose parameters are [clusters, ...] each; None: one, without that
+    axis."""
 
 
 def by_optimizer(
@@ -57,11 +72,13 @@ def by_optimizer(
     w ← w + update(Δ̄)        with Δ = start - end
 
     sgd with rate 1 is averaging; with momentum FedAvgM, and adam, yogi and adagrad are FedAdam,
-    FedYogi and FedAdagrad. `serve_more` gives what else is sent to all from now on.
+    FedYogi and FedAdagrad. `serve_more` gives what else is sent to all from now on. What no move is
+    of has a gradient of zero.
     """
 
     def serve(server: Server, replies: Replies) -> Server:
-        updates, inside = optimizer.update(replies.move, server.optimizer, server.parameters)
+        gradient = filled(replies.move, jax.tree.map(jnp.zeros_like, server.parameters))
+        updates, inside = optimizer.update(gradient, server.optimizer, server.parameters)
         parameters = optax.apply_updates(server.parameters, updates)
         return Server(parameters, serve_more(server, replies), inside)
 

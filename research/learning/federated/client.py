@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research.exchange.replicas import DEVICE
+from research.learning.federated.parts import joined, like
 from research.learning.gradients import Batch, Sums, Tree
+from research.learning.objective import Totals
 from research.learning.synchronous import Synchronous
 
 Correct = Callable[[Tree, Tree], Tree]
@@ -21,6 +24,7 @@ class Local(NamedTuple):
     optimizer: optax.GradientTransformation  # with a rate that does not change
     rate: jax.Array  # [] float32: of this round
     share: jax.Array  # [] float32: of the optimizer's own rate, what this round has of it
+    split: bool = False  # whether a client's model lies on several devices
 
 
 class Descent(NamedTuple):
@@ -53,27 +57,46 @@ class Client(NamedTuple):
     steps: jax.Array  # [] int32, K: local steps that hold examples
     examples: jax.Array  # [] float32, n: different examples
     key: jax.Array  # of this round and client
+    number: jax.Array  # [] int32: which one it is
 
-    def descend(self, parameters: Tree, correct: Correct = lambda g, w: g) -> Descent:
-        """K steps of the local optimizer, anew in every round, from `parameters`, each by the
-        gradient of its own batch:
+    @property
+    def epoch(self) -> jax.Array:
+        """[] int32: steps that go through all its examples once."""
+        batch = self.data["weights"].shape[1]
+        return jnp.ceil(self.examples / batch).astype(jnp.int32)
 
-        w ← w + update(correct(∇ℓ(w; batch i), w))        i = 1, ..., K
+    def descend(
+        self,
+        parameters: Tree,
+        correct: Correct = lambda gradient, parameters: gradient,
+        held: Tree = (),
+        steps: jax.Array | int | None = None,
+        at: Callable[[jax.Array], jax.Array] = lambda i: i,
+    ) -> Descent:
+        """K steps (or `steps`) of the local optimizer, which begins anew, from `parameters`, each
+        by the gradient of its own batch (step i by batch `at(i)`):
 
-        Steps that only fill up are not computed (side by side with others, they change nothing).
+        w ← w + update(correct(∇ℓ(w; batch i), w))        i = 0, ..., K - 1
+
+        `parameters` may be a part of all, beside those `held` as they are. Steps that only fill up
+        are not computed (side by side with others, they change nothing).
         """
         optimizer, share = self.local.optimizer, self.local.share
 
         def step(i: jax.Array, state: tuple[Tree, Tree, Tree, Sums]) -> Any:
             parameters, buffers, inside, sums = state
-            gradient, here, buffers = self._gradient(parameters, buffers, i)
-            updates, inside = optimizer.update(correct(gradient, parameters), inside, parameters)
+            whole = joined(parameters, held)
+            gradient, here, buffers = self._gradient(whole, buffers, at(i), i)
+            gradient = correct(like(parameters, gradient), parameters)
+            updates, inside = optimizer.update(gradient, inside, parameters)
             updates = jax.tree.map(lambda u: share * u, updates)
             parameters = optax.apply_updates(parameters, updates)
             return parameters, buffers, inside, jax.tree.map(jnp.add, sums, here)
 
-        first = (parameters, self.buffers, optimizer.init(parameters), self._no_sums(parameters))
-        parameters, buffers, _, sums = jax.lax.fori_loop(0, self.steps, step, first)
+        sums = self.no_sums(joined(parameters, held))
+        first = (parameters, self.buffers, optimizer.init(parameters), sums)
+        count = self.steps if steps is None else steps
+        parameters, buffers, _, sums = self.repeat(count, step, first)
         return Descent(parameters, buffers, sums)
 
     def gradient(self, parameters: Tree) -> Tree:
@@ -82,22 +105,61 @@ class Client(NamedTuple):
 
         def add(i: jax.Array, state: tuple[Tree, jax.Array]) -> Any:
             total, count = state
-            gradient, sums, _ = self._gradient(parameters, self.buffers, i)
+            gradient, sums, _ = self._gradient(parameters, self.buffers, i, i)
             here = sums.totals.targets
             return jax.tree.map(lambda t, g: t + here * g, total, gradient), count + here
 
         zeros = jax.tree.map(jnp.zeros_like, parameters)
-        total, count = jax.lax.fori_loop(0, self.steps, add, (zeros, jnp.zeros(())))
+        total, count = self.repeat(self.steps, add, (zeros, jnp.zeros(())))
         return jax.tree.map(lambda t: t / count, total)
 
-    def _gradient(self, parameters: Tree, buffers: Tree, i: jax.Array) -> tuple[Tree, Sums, Tree]:
-        batch = jax.tree.map(
-            lambda rows: jax.lax.dynamic_index_in_dim(rows, i, 0, False), self.data
-        )
-        return self.local.one.gradients(parameters, buffers, batch, jax.random.fold_in(self.key, i))
+    def loss(self, parameters: Tree) -> jax.Array:
+        """F_k: the mean loss over all its examples at `parameters`, without dropout."""
+        totals = self.totals(parameters, self.data, self.epoch)
+        return totals.loss / totals.targets
 
-    def _no_sums(self, parameters: Tree) -> Sums:
+    def totals(self, parameters: Tree, data: Batch, batches: jax.Array) -> Totals:
+        """Over the first so many `batches` of `data` [most batches, batch, ...]."""
+
+        def add(i: jax.Array, totals: Totals) -> Totals:
+            return totals.add(self.local.one.totals(parameters, self.buffers, _at(data, i)))
+
+        zero = jnp.zeros(())
+        return self.repeat(batches, add, Totals(zero, zero, zero))
+
+    def repeat(
+        self, count: jax.Array | int, step: Callable[[jax.Array, Any], Any], first: Any
+    ) -> Any:
+        """`step(i, state)` for i = 0, ..., `count` - 1, from `first`.
+
+        Where models are split over devices, what those send each other may be one message of the
+        whole mesh. So all replicas go on for as long as one of them does, those that are done
+        without effect.
+        """
+        if isinstance(count, int) or not self.local.split:
+            return jax.lax.fori_loop(0, count, step, first)
+
+        def kept(i: jax.Array, state: Any) -> Any:
+            return jax.tree.map(
+                lambda new, old: jnp.where(i < count, new, old), step(i, state), state
+            )
+
+        return jax.lax.fori_loop(0, jax.lax.pmax(count, DEVICE), kept, first)
+
+    def no_sums(self, parameters: Tree) -> Sums:
+        """Before the first step."""
+        first = jnp.int32(0)
         shapes = jax.eval_shape(
-            lambda w: self._gradient(w, self.buffers, jnp.int32(0))[1], parameters
+            lambda w: self._gradient(w, self.buffers, first, first)[1], parameters
         )
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def _gradient(
+        self, parameters: Tree, buffers: Tree, i: jax.Array, draw: jax.Array
+    ) -> tuple[Tree, Sums, Tree]:
+        key = jax.random.fold_in(self.key, draw)
+        return self.local.one.gradients(parameters, buffers, _at(self.data, i), key)
+
+
+def _at(data: Batch, i: jax.Array) -> Batch:
+    return jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, i, 0, False), data)

@@ -25,30 +25,15 @@ from jax.sharding import PartitionSpec as P
 from research.exchange.replicas import DEVICE, Replicas
 from research.learning.federated.algorithm import Algorithm, Replies, Server
 from research.learning.federated.client import Client, Local
+from research.learning.federated.personal import personal
+from research.learning.federated.state import FederatedState, Population, shardings
 from research.learning.gradients import Batch, Sums, Tree
-from research.learning.replicated_state import in_front
+from research.learning.objective import Totals
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.parallel.layout import abstract
 
-
-class FederatedState(NamedTuple):
-    """All that a round changes."""
-
-    step: jax.Array  # [] int32, rounds made so far
-    parameters: Tree  # the server's
-    buffers: Tree  # the server's
-    optimizer: Tree  # the server's
-    shared: Tree  # what else it sends
-    clients: Tree  # [population, ...]: what every client keeps; over `replica` if that divides it
-    dropped: jax.Array  # [] int32: clients that were left out of a round, in all rounds
-
-
-class Population(NamedTuple):
-    """Who there is, and how many of them a round has."""
-
-    clients: int
-    cohort: int
-    minimum: int = 1  # a round with fewer survivors is none
+HELD = "held_"
+"""Begins the names of what clients are evaluated on, beside what they learn from."""
 
 
 class Answers(NamedTuple):
@@ -66,8 +51,9 @@ class Federated:
 
     `one` is how a client alone learns, with `optimizer` (of a rate that does not change) and
     `rate` by round; so many clients of a device are computed side by side (`width`; 1: one after
-    another). `uniform` counts clients alike, else by their examples. The interface is that of
-    `Synchronous`, and what is evaluated, sampled and exported is the server's.
+    another). `uniform` counts clients alike, else by their examples. Clients take `fine_tuning`
+    local steps before each is evaluated by itself. The interface is that of `Synchronous`, and what
+    is evaluated for all, sampled and exported is the server's (the mean of its models, if several).
     """
 
     def __init__(
@@ -81,6 +67,7 @@ class Federated:
         population: Population,
         width: int = 1,
         uniform: bool = False,
+        fine_tuning: int = 0,
     ):
         self.one = one
         self.mesh = one.mesh
@@ -92,42 +79,57 @@ class Federated:
         self._rate, self._peak = rate, peak
         self._uniform = uniform
         self._devices = one.mesh.shape[DEVICE]
+        self._split = one.mesh.size > self._devices
         self._width = width
-        self.model, self.parameters, self.in_rounds = one.model, one.parameters, one.in_rounds
-        self.evaluate = one.evaluate  # looks at parameters and buffers only
-        self.evaluate_each = one.evaluate_each
+        self._fine_tuning = fine_tuning
 
         divides = population.clients % self._devices == 0
         whole = NamedSharding(one.mesh, P())
         shapes = jax.eval_shape(self._initial)
-        placed = one.shardings
-
-        def like(tree: Tree, change: Callable[[Any], Any] = lambda s: s) -> Tree:
-            """Shardings of trees like the parameters, or of none."""
-            return jax.tree.map(change, placed.parameters) if jax.tree.leaves(tree) else ()
-
-        self.shardings: Any = FederatedState(
-            step=whole,  # type: ignore[arg-type]
-            parameters=placed.parameters,
-            buffers=placed.buffers,
-            optimizer=optax.tree.map_params(
-                server,
-                lambda _, sharding: sharding,
-                shapes.optimizer,
-                placed.parameters,
-                transform_non_params=lambda _: whole,
-            ),
-            shared=like(shapes.shared),
-            clients=like(shapes.clients, in_front if divides else _whole_in_front),
-            dropped=whole,  # type: ignore[arg-type]
+        self.shardings: Any = shardings(
+            shapes, one.shardings, server, algorithm.clusters is not None, divides
         )
         self.init: jax.stages.Wrapped = jax.jit(self._initial, out_shardings=self.shardings)
         self.abstract_state: FederatedState = abstract(shapes, self.shardings)
         self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, whole))
 
+        def of_all(totals: Callable[[Tree, Tree, Batch], Totals]) -> jax.stages.Wrapped:
+            return jax.jit(
+                lambda state, batch: totals(self._merged(state).parameters, state.buffers, batch),
+                out_shardings=whole,
+            )
+
+        self.evaluate = of_all(one.totals)
+        self.evaluate_each = of_all(one.totals_of_each)
+        self.evaluate_personal = jax.jit(self._evaluate_personal, out_shardings=whole)
+        """`evaluate_personal(state, batch)`: totals of each client of `batch`, [cohort] each, by
+        its own model on what is `held_...` out of it (see `HeldOut`)."""
+
+    @property
+    def personalizes(self) -> bool:
+        """Whether clients have models of their own."""
+        return self.algorithm.personal is not None or self._fine_tuning > 0
+
+    def model(self, state: FederatedState) -> Any:
+        """The Flax module with the server's parameters."""
+        return self.one.model(self._merged(state))
+
+    def parameters(self, state: FederatedState) -> Tree:
+        """The server's parameters as the model has them."""
+        return self.one.parameters(self._merged(state))
+
+    def in_rounds(self, parameters: Tree) -> Tree:
+        """The model's parameters as the state has them, the same for every model of the server."""
+        made, count = self.one.in_rounds(parameters), self.algorithm.clusters
+        if count is None:
+            return made
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), made)
+
     def with_parameters(self, state: FederatedState, parameters: Tree) -> FederatedState:
-        """The initial `state` with other parameters."""
-        return state._replace(parameters=parameters)
+        """The initial `state` with other parameters, of clients too."""
+        one = self._merged(state._replace(parameters=parameters)).parameters
+        begin = jax.jit(self._table, out_shardings=self.shardings.clients)
+        return state._replace(parameters=parameters, clients=begin(one))
 
     def events(self, step: int) -> dict[str, Any]:
         """As of `Synchronous`."""
@@ -147,32 +149,46 @@ class Federated:
     def observe(self, step: int, state: FederatedState) -> dict[str, Any]:
         """After `step` rounds: `bytes_sent` by server and cohort together in the last of them and
         `bytes_sent_total` in all."""
-        of_one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.parameters))
-        more = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.shared))
-        # Down the parameters and what is shared; up a move, and as much besides as is shared.
-        each = self.population.cohort * 2 * (of_one + more)
+        sent = self.algorithm.sent(Server(state.parameters, state.shared, state.optimizer))
+        of_one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
+        each = self.population.cohort * of_one
         return {"bytes_sent": each, "bytes_sent_total": step * each}
 
     # A round ------------------------------------------------------------------------------------
 
     def _initial(self) -> FederatedState:
-        one = self.one.init()
-        rows = self.population.clients
-        own = self.algorithm.own(one.parameters)
+        parameters, buffers = self.one.drawn()
+        servers, clusters = parameters, self.algorithm.clusters
+        if clusters is not None:
+            drawn = [self.one.drawn(number)[0] for number in range(clusters)]
+            servers = jax.tree.map(lambda *each: jnp.stack(each), *drawn)
+        zero = jnp.zeros((), jnp.int32)
         return FederatedState(
-            one.step,
-            one.parameters,
-            one.buffers,
-            self._server.init(one.parameters),
-            self.algorithm.shared(one.parameters),
-            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), own),
-            jnp.zeros((), jnp.int32),
+            zero,
+            servers,
+            buffers,
+            self._server.init(servers),
+            self.algorithm.shared(parameters),
+            self._table(parameters),
+            zero,
         )
 
+    def _table(self, parameters: Tree) -> Tree:
+        """What clients keep at the start."""
+        rows = self.population.clients
+        own = self.algorithm.own(parameters)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), own)
+
+    def _merged(self, state: FederatedState) -> Any:
+        """With one model of the server's."""
+        if self.algorithm.clusters is None:
+            return state
+        mean = jax.tree.map(lambda each: jnp.mean(each, axis=0), state.parameters)
+        return state._replace(parameters=mean)
+
     def _step(self, state: FederatedState, batch: Batch) -> tuple[FederatedState, StepMetrics]:
-        batch = dict(batch)
-        who = {name: batch.pop(name) for name in ("client", "steps", "examples", "present")}
-        own = jax.tree.map(lambda table: jnp.take(table, who["client"], axis=0), state.clients)
+        who, batch = _told(batch)
+        own = _rows(state.clients, who["client"])
         answers, after = jax.shard_map(
             self._on_device,
             in_specs=(P(), P(DEVICE), P(DEVICE), P(DEVICE)),
@@ -240,20 +256,7 @@ class Federated:
         self, state: FederatedState, who: Tree, own: Tree, data: Batch
     ) -> tuple[Answers, Tree]:
         """One client: what it adds to the sums, and its row of the table."""
-        rate = self._rate_of(state.step)
-        local = Local(self.one, self._optimizer, rate, rate / self._peak)
-        key = jax.random.fold_in(self.one.key(state.step), who["client"])
-        client = Client(
-            local,
-            state.parameters,
-            state.buffers,
-            state.shared,
-            own,
-            data,
-            who["steps"],
-            who["examples"],
-            key,
-        )
+        client = self._client(state, who, own, data)
         reply = self.algorithm.client(client)
         sent = (reply.move, reply.more)
         alive = who["present"] & _finite((sent, reply.own))
@@ -273,9 +276,56 @@ class Federated:
         kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), reply.own, own)
         return answers, kept
 
+    def _client(self, state: FederatedState, who: Tree, own: Tree, data: Batch) -> Client:
+        rate = self._rate_of(state.step)
+        return Client(
+            Local(self.one, self._optimizer, rate, rate / self._peak, self._split),
+            state.parameters,
+            state.buffers,
+            state.shared,
+            own,
+            data,
+            who["steps"],
+            who["examples"],
+            jax.random.fold_in(self.one.key(state.step), who["client"]),
+            who["client"],
+        )
 
-def _whole_in_front(sharding: NamedSharding) -> NamedSharding:
-    return NamedSharding(sharding.mesh, P(None, *sharding.spec))
+    # Clients by themselves ------------------------------------------------------------------------
+
+    def _evaluate_personal(self, state: FederatedState, batch: Batch) -> Totals:
+        who, data = _told(batch)
+        held = {
+            name.removeprefix(HELD): data.pop(name) for name in list(data) if name.startswith(HELD)
+        }
+        own = _rows(state.clients, who["client"])
+
+        def each(client: Any) -> Totals:
+            who, own, data, held = client
+            it = self._client(state, who, own, data)
+            return personal(it, self.algorithm.personal, self._fine_tuning, held, who["pieces"])
+
+        def on_device(state: FederatedState, *clients: Any) -> Totals:
+            return jax.lax.map(each, clients)
+
+        return jax.shard_map(
+            on_device,
+            in_specs=(P(), *4 * (P(DEVICE),)),
+            out_specs=P(DEVICE),
+            axis_names={DEVICE},
+            check_vma=False,
+        )(state, who, own, data, held)
+
+
+def _told(batch: Batch) -> tuple[Batch, Batch]:
+    """What is told of each client, and the examples that it has."""
+    names = ("client", "steps", "examples", "present", "pieces")
+    who = {name: leaf for name, leaf in batch.items() if name in names}
+    return who, {name: leaf for name, leaf in batch.items() if name not in names}
+
+
+def _rows(table: Tree, clients: jax.Array) -> Tree:
+    return jax.tree.map(lambda each: jnp.take(each, clients, axis=0), table)
 
 
 def _finite(tree: Tree) -> jax.Array:

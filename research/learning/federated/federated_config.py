@@ -6,12 +6,20 @@ from typing import Literal
 import optax
 
 from research.errors import UserError
-from research.learning.federated.algorithm import Algorithm
+from research.learning.federated.algorithm import Algorithm, Tree
+from research.learning.federated.ditto import ditto
 from research.learning.federated.fedavg import fedavg, fedprox
-from research.learning.federated.federated import Federated, Population
+from research.learning.federated.federated import Federated
 from research.learning.federated.fednova import fednova
+from research.learning.federated.fedper import fedper
+from research.learning.federated.fedrep import fedrep
+from research.learning.federated.ifca import ifca
 from research.learning.federated.mimelite import mimelite
+from research.learning.federated.parts import own_paths, part
+from research.learning.federated.pfedme import pfedme
+from research.learning.federated.q_fedavg import q_fedavg
 from research.learning.federated.scaffold import scaffold
+from research.learning.federated.state import Population
 from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
 
@@ -20,11 +28,27 @@ from research.learning.synchronous import Synchronous
 class FederatedConfig:
     """Clients that keep their data, and a server. A step of the run is a round."""
 
-    rule: Literal["none", "fedsgd", "fedavg", "fedprox", "scaffold", "fednova", "mimelite"] = "none"
+    rule: Literal[
+        "none",
+        "fedsgd",
+        "fedavg",
+        "fedprox",
+        "scaffold",
+        "fednova",
+        "mimelite",
+        "fedper",
+        "fedrep",
+        "ditto",
+        "pfedme",
+        "ifca",
+        "q_fedavg",
+    ] = "none"
     """fedsgd takes one step by all examples of each client; fedavg averages what local epochs did;
     fedprox keeps them near the server's parameters; scaffold corrects them by control variates;
-    fednova divides them by their steps; mimelite takes them with the server's momentum; none: there
-    are no clients."""
+    fednova divides them by their steps; mimelite takes them with the server's momentum; fedper and
+    fedrep leave each client a head of its own; ditto and pfedme a whole model; ifca has several
+    models, of which a client takes the best; q_fedavg gives clients with a high loss more weight;
+    none: there are no clients."""
 
     cohort: int = 10
     """Clients a round, a multiple of --mesh.replica."""
@@ -50,6 +74,29 @@ class FederatedConfig:
     mu: float = 0.1
     """μ of fedprox (0: fedavg)."""
 
+    own: tuple[str, ...] = ("head",)
+    """What clients of fedper and fedrep keep of the parameters, by the beginnings of their names,
+    such as hidden/layer_1 (head: the last layer)."""
+
+    pull: float = 1.0
+    """λ of ditto and pfedme: how hard a client's own model is pulled to the server's."""
+
+    search: int = 5
+    """Steps by each batch in which a client of pfedme looks for its own model."""
+
+    share: float = 0.1
+    """η·λ of pfedme: how much of the way to its own model a client goes after each batch."""
+
+    clusters: int = 2
+    """Models of ifca."""
+
+    q: float = 1.0
+    """q of q_fedavg (0: all clients alike)."""
+
+    fine_tuning: int = 0
+    """Local steps that each client takes before it is evaluated by itself (0: none). With them, as
+    with ifca, an evaluation also reads what clients learn from."""
+
     failing: float = 0.0
     """Share of clients that do not answer in a round, drawn anew in each."""
 
@@ -68,6 +115,12 @@ class FederatedConfig:
             ("cohort", self.cohort, self.cohort >= 1, "1 or more"),
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
             ("mu", self.mu, self.mu >= 0, "0 or more"),
+            ("pull", self.pull, self.pull >= 0, "0 or more"),
+            ("search", self.search, self.search >= 1, "1 or more"),
+            ("share", self.share, 0 < self.share <= 1, "above 0, at most 1"),
+            ("clusters", self.clusters, self.clusters >= 1, "1 or more"),
+            ("q", self.q, self.q >= 0, "0 or more"),
+            ("fine-tuning", self.fine_tuning, self.fine_tuning >= 0, "0 or more"),
             ("failing", self.failing, 0 <= self.failing < 1, "0 or more, and below 1"),
             ("stragglers", self.stragglers, 0 <= self.stragglers <= 1, "0 or more, at most 1"),
             ("minimum", self.minimum, self.minimum >= 1, "1 or more"),
@@ -98,7 +151,7 @@ class FederatedConfig:
             )
         return Federated(
             one,
-            self._algorithm(server, local.beta1 or 0.0),
+            self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters),
             server,
             replace(local.constant(), beta1=None if self.rule == "mimelite" else local.beta1).build(
                 rounds
@@ -108,11 +161,12 @@ class FederatedConfig:
             Population(population, self.cohort, self.minimum),
             self.width,
             self.weighting == "uniform",
+            self.fine_tuning,
         )
 
     def _check_local(self, local: OptimizerConfig) -> None:
         """That clients take steps of the kind that the equations are about."""
-        if self.rule not in ("scaffold", "fednova", "mimelite"):
+        if self.rule not in ("scaffold", "fednova", "mimelite", "q_fedavg"):
             return
         if local.name != "sgd":
             raise UserError(
@@ -125,7 +179,9 @@ class FederatedConfig:
                 f"--optimizer.beta1 {local.beta1} would change: use --optimizer.beta1 None"
             )
 
-    def _algorithm(self, server: optax.GradientTransformation, momentum: float) -> Algorithm:
+    def _algorithm(
+        self, server: optax.GradientTransformation, momentum: float, parameters: Tree
+    ) -> Algorithm:
         if self.rule == "fedprox":
             return fedprox(server, self.mu)
         if self.rule == "scaffold":
@@ -134,4 +190,15 @@ class FederatedConfig:
             return fednova(server, momentum)
         if self.rule == "mimelite":
             return mimelite(server, momentum)
+        if self.rule in ("fedper", "fedrep"):
+            head, body = part(own_paths(self.own, parameters))
+            return (fedper if self.rule == "fedper" else fedrep)(server, head, body)
+        if self.rule == "ditto":
+            return ditto(server, self.pull)
+        if self.rule == "pfedme":
+            return pfedme(server, self.pull, self.share, self.search)
+        if self.rule == "ifca":
+            return ifca(server, self.clusters)
+        if self.rule == "q_fedavg":
+            return q_fedavg(server, self.q)
         return fedavg(server)
