@@ -11,7 +11,9 @@ import pytest
 
 from research.data import Clients, HeldOut, LabeledArrays
 from research.errors import UserError
-from research.learning import FederatedConfig
+from research.learning import FederatedConfig, Synchronous
+from research.models import MLPConfig, Specification
+from research.parallel.mesh import MeshConfig
 from research.training.checkpoints import Checkpoints
 from research.training.evaluation_of_clients import evaluate_personal
 from tests.learning.test_federated import (
@@ -231,6 +233,40 @@ def test_rounds_do_not_depend_on_where_clients_are(
     expected, _ = run(config, rounds=2)
     state, _ = run(replace(config, width=width), rounds=2, devices=devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), state, expected)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(FEDREP, own=("head",)), PFEDME, IFCA], ids=lambda config: config.rule
+)
+def test_a_client_s_model_may_be_split(config: FederatedConfig) -> None:
+    """Over fsdp and tensor, with clients at the same place of which one takes more steps."""
+    config = replace(config, cohort=CLIENTS)
+    results = []
+    for mesh in (MeshConfig(data=1), MeshConfig(replica=2, fsdp=2, tensor=2, data=1)):
+        built = mesh.build(jax.devices()[: mesh.named_devices])
+        one = Synchronous(
+            MLPConfig(widths=(8,), activation="tanh"),
+            Specification((FEATURES,), CLASSES),
+            LOCAL.build(10),
+            LOCAL.learning_rate_schedule(10),
+            built,
+            outside=("replica",),
+        )
+        here, made = config.build(one, LOCAL, 10, CLIENTS), cohorts(config, devices=mesh.replica)
+        held = HeldOut(LabeledArrays(INPUTS, LABELS), clients(), np.arange(len(LABELS)))
+        with jax.set_mesh(built):
+            state = here.init()
+            for step in range(2):
+                rows = made.rows(step, range(CLIENTS))
+                state, _ = here.step(state, rows)
+            told = [np.zeros(3)]
+            if here.personalizes:
+                everybody = np.arange(CLIENTS)
+                own = here.evaluate_personal(state, made.once(everybody) | held.rows(everybody))
+                told = [np.asarray(each) for each in own]
+        results.append((jax.device_get(state), told))
+    assert len(set(rows["steps"][: CLIENTS // 2] - rows["steps"][CLIENTS // 2 :])) > 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.rule)
