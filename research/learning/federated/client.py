@@ -58,6 +58,7 @@ class Client(NamedTuple):
     examples: jax.Array  # [] float32, n: different examples
     key: jax.Array  # of this round and client
     number: jax.Array  # [] int32: which one it is
+    staleness: Any = 0  # [] int32: steps of the server's since it was sent what it has
 
     @property
     def epoch(self) -> jax.Array:

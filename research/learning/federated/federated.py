@@ -83,7 +83,7 @@ class Federated:
         self._width = width
         self._fine_tuning = fine_tuning
 
-        divides = population.clients % self._devices == 0
+        divides = self._rows % self._devices == 0
         whole = NamedSharding(one.mesh, P())
         shapes = jax.eval_shape(self._initial)
         self.shardings: Any = shardings(
@@ -175,9 +175,23 @@ class Federated:
 
     def _table(self, parameters: Tree) -> Tree:
         """What clients keep at the start."""
-        rows = self.population.clients
         own = self.algorithm.own(parameters)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), own)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self._rows, *leaf.shape)), own)
+
+    @property
+    def _rows(self) -> int:
+        """Of the table of clients."""
+        return self.population.clients
+
+    def _kept(self, state: FederatedState, who: Batch) -> Tree:
+        """The rows of the clients of a round, [cohort, ...]."""
+        return jax.tree.map(lambda each: jnp.take(each, who["client"], axis=0), state.clients)
+
+    def _table_after(self, state: FederatedState, who: Batch, rows: Tree, parameters: Tree) -> Tree:
+        """The table after a round that leaves its clients with `rows`, the server `parameters`."""
+        return jax.tree.map(
+            lambda table, each: table.at[who["client"]].set(each), state.clients, rows
+        )
 
     def _merged(self, state: FederatedState) -> Any:
         """With one model of the server's."""
@@ -188,7 +202,7 @@ class Federated:
 
     def _step(self, state: FederatedState, batch: Batch) -> tuple[FederatedState, StepMetrics]:
         who, batch = _told(batch)
-        own = _rows(state.clients, who["client"])
+        own = self._kept(state, who)
         answers, after = jax.shard_map(
             self._on_device,
             in_specs=(P(), P(DEVICE), P(DEVICE), P(DEVICE)),
@@ -210,10 +224,8 @@ class Federated:
             answers.buffers,
             state.buffers,
         )
-        clients = jax.tree.map(
-            lambda table, rows: table.at[who["client"]].set(rows), state.clients, after
-        )
         parameters = jax.lax.optimization_barrier(server.parameters)
+        clients = self._table_after(state, who, after, parameters)
         norms = optax.tree.norm(divided[0]), optax.tree.norm(parameters)
         metrics = self.one.metrics(state.step, answers.sums, *norms)
         metrics["learning_rate"] = self._rate_of(state.step)
@@ -289,6 +301,7 @@ class Federated:
             who["examples"],
             jax.random.fold_in(self.one.key(state.step), who["client"]),
             who["client"],
+            who.get("staleness", 0),
         )
 
     # Clients by themselves ------------------------------------------------------------------------
@@ -298,7 +311,7 @@ class Federated:
         held = {
             name.removeprefix(HELD): data.pop(name) for name in list(data) if name.startswith(HELD)
         }
-        own = _rows(state.clients, who["client"])
+        own = self._kept(state, who) if self.algorithm.personal is not None else ()
 
         def each(client: Any) -> Totals:
             who, own, data, held = client
@@ -319,13 +332,9 @@ class Federated:
 
 def _told(batch: Batch) -> tuple[Batch, Batch]:
     """What is told of each client, and the examples that it has."""
-    names = ("client", "steps", "examples", "present", "pieces")
+    names = ("client", "steps", "examples", "present", "pieces", "place", "staleness", "rank")
     who = {name: leaf for name, leaf in batch.items() if name in names}
     return who, {name: leaf for name, leaf in batch.items() if name not in names}
-
-
-def _rows(table: Tree, clients: jax.Array) -> Tree:
-    return jax.tree.map(lambda each: jnp.take(each, clients, axis=0), table)
 
 
 def _finite(tree: Tree) -> jax.Array:

@@ -9,6 +9,7 @@ from research.errors import UserError
 from research.learning.federated.algorithm import Algorithm, Tree
 from research.learning.federated.ditto import ditto
 from research.learning.federated.fedavg import fedavg, fedprox
+from research.learning.federated.fedbuff import Buffered, fedbuff
 from research.learning.federated.federated import Federated
 from research.learning.federated.fednova import fednova
 from research.learning.federated.fedper import fedper
@@ -22,6 +23,7 @@ from research.learning.federated.scaffold import scaffold
 from research.learning.federated.state import Population
 from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
+from research.learning.virtual_time import Arrivals, Distribution, Durations
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class FederatedConfig:
         "pfedme",
         "ifca",
         "q_fedavg",
+        "fedbuff",
     ] = "none"
     """fedsgd takes one step by all examples of each client; fedavg averages what local epochs did;
     fedprox keeps them near the server's parameters; scaffold corrects them by control variates;
     fednova divides them by their steps; mimelite takes them with the server's momentum; fedper and
     fedrep leave each client a head of its own; ditto and pfedme a whole model; ifca has several
     models, of which a client takes the best; q_fedavg gives clients with a high loss more weight;
-    none: there are no clients."""
+    fedbuff waits for no one: its rounds are the first clients to be done; none: there are no
+    clients."""
 
     cohort: int = 10
     """Clients a round, a multiple of --mesh.replica."""
@@ -93,6 +97,13 @@ class FederatedConfig:
     q: float = 1.0
     """q of q_fedavg (0: all clients alike)."""
 
+    concurrency: int = 20
+    """Clients of fedbuff that learn at any moment, of whom the first --federated.cohort to be done
+    make a round."""
+
+    durations: Distribution = "exponential"
+    """How the time that a client of fedbuff takes is distributed, with mean 1 (virtual seconds)."""
+
     fine_tuning: int = 0
     """Local steps that each client takes before it is evaluated by itself (0: none). With them, as
     with ifca, an evaluation also reads what clients learn from."""
@@ -120,6 +131,7 @@ class FederatedConfig:
             ("share", self.share, 0 < self.share <= 1, "above 0, at most 1"),
             ("clusters", self.clusters, self.clusters >= 1, "1 or more"),
             ("q", self.q, self.q >= 0, "0 or more"),
+            ("concurrency", self.concurrency, self.concurrency >= 1, "1 or more"),
             ("fine-tuning", self.fine_tuning, self.fine_tuning >= 0, "0 or more"),
             ("failing", self.failing, 0 <= self.failing < 1, "0 or more, and below 1"),
             ("stragglers", self.stragglers, 0 <= self.stragglers <= 1, "0 or more, at most 1"),
@@ -149,7 +161,7 @@ class FederatedConfig:
                 f"--federated.width {self.width} does not divide the {here} clients of a device: "
                 f"use one of {', '.join(map(str, fits))}"
             )
-        return Federated(
+        arguments = (
             one,
             self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters),
             server,
@@ -163,6 +175,10 @@ class FederatedConfig:
             self.weighting == "uniform",
             self.fine_tuning,
         )
+        if self.rule != "fedbuff":
+            return Federated(*arguments)
+        durations = Durations(self.durations)
+        return Buffered(*arguments, arrivals=Arrivals(durations, self.concurrency, one.seed))
 
     def _check_local(self, local: OptimizerConfig) -> None:
         """That clients take steps of the kind that the equations are about."""
@@ -199,6 +215,8 @@ class FederatedConfig:
             return pfedme(server, self.pull, self.share, self.search)
         if self.rule == "ifca":
             return ifca(server, self.clusters)
+        if self.rule == "fedbuff":
+            return fedbuff(server)
         if self.rule == "q_fedavg":
             return q_fedavg(server, self.q)
         return fedavg(server)
