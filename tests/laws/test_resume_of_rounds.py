@@ -55,3 +55,24 @@ def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
 
     moved = research("resume", other, "--partition.seed", 1, "--run.steps", 12, status=2)
     assert "have other examples than when it was begun" in moved.stderr
+
+
+@pytest.mark.parametrize("rule", ["fedrep", "fedbuff"])
+def test_own_heads_and_late_clients_are_resumed_bit_for_bit(
+    rule: str, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+) -> None:
+    config, whole, folder = tmp_path / "rounds.py", tmp_path / "whole", tmp_path / "run"
+    config.write_text(CONFIG)
+    how = [*SERVER, "--federated.rule", rule, "--federated.fine-tuning", 2]
+    research("train", config, *MESH, *how, "--run.directory", whole)
+    process = research.start("train", config, *MESH, *how, "--run.directory", folder)
+    until(lambda: metrics(folder)[3:], process)
+    process.kill()
+    process.wait()
+    research("resume", folder, "--cpu-devices", 4)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+    names = ("bytes_sent_total", "validation_personal_loss_worst_tenth", "virtual_seconds")
+    told, wanted = ([[r.get(n) for n in names] for r in metrics(f)] for f in (folder, whole))
+    assert told == wanted and wanted[-1][1] is not None
+    assert "clients by their own models" in research("evaluate", folder).stdout

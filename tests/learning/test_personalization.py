@@ -236,7 +236,9 @@ def test_rounds_do_not_depend_on_where_clients_are(
 
 
 @pytest.mark.parametrize(
-    "config", [CONFIG, replace(FEDREP, own=("head",)), PFEDME, IFCA], ids=lambda config: config.rule
+    "config",
+    [CONFIG, replace(FEDREP, own=("head",)), DITTO, replace(IFCA, fine_tuning=3)],
+    ids=lambda config: config.rule,
 )
 def test_a_client_s_model_may_be_split(config: FederatedConfig) -> None:
     """Over fsdp and tensor, with clients at the same place of which one takes more steps."""

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.exchange.replicas import DEVICE
 from research.learning.federated.parts import joined, like
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.objective import Totals
@@ -97,7 +96,7 @@ class Client(NamedTuple):
         sums = self.no_sums(joined(parameters, held))
         first = (parameters, self.buffers, optimizer.init(parameters), sums)
         count = self.steps if steps is None else steps
-        parameters, buffers, _, sums = self.repeat(count, step, first)
+        parameters, buffers, _, sums = self.repeat(count, self.most, step, first)
         return Descent(parameters, buffers, sums)
 
     def gradient(self, parameters: Tree) -> Tree:
@@ -111,7 +110,7 @@ class Client(NamedTuple):
             return jax.tree.map(lambda t, g: t + here * g, total, gradient), count + here
 
         zeros = jax.tree.map(jnp.zeros_like, parameters)
-        total, count = self.repeat(self.steps, add, (zeros, jnp.zeros(())))
+        total, count = self.repeat(self.steps, self.most, add, (zeros, jnp.zeros(())))
         return jax.tree.map(lambda t: t / count, total)
 
     def loss(self, parameters: Tree) -> jax.Array:
@@ -125,17 +124,16 @@ class Client(NamedTuple):
         def add(i: jax.Array, totals: Totals) -> Totals:
             return totals.add(self.local.one.totals(parameters, self.buffers, _at(data, i)))
 
-        zero = jnp.zeros(())
-        return self.repeat(batches, add, Totals(zero, zero, zero))
+        zero, most = jnp.zeros(()), data["weights"].shape[0]
+        return self.repeat(batches, most, add, Totals(zero, zero, zero))
 
     def repeat(
-        self, count: jax.Array | int, step: Callable[[jax.Array, Any], Any], first: Any
+        self, count: jax.Array | int, most: int, step: Callable[[jax.Array, Any], Any], first: Any
     ) -> Any:
-        """`step(i, state)` for i = 0, ..., `count` - 1, from `first`.
+        """`step(i, state)` for i = 0, ..., `count` - 1, from `first`; of `most` at most.
 
         Where models are split over devices, what those send each other may be one message of the
-        whole mesh. So all replicas go on for as long as one of them does, those that are done
-        without effect.
+        whole mesh. So all clients go on to the most, those that are done without effect.
         """
         if isinstance(count, int) or not self.local.split:
             return jax.lax.fori_loop(0, count, step, first)
@@ -145,7 +143,12 @@ class Client(NamedTuple):
                 lambda new, old: jnp.where(i < count, new, old), step(i, state), state
             )
 
-        return jax.lax.fori_loop(0, jax.lax.pmax(count, DEVICE), kept, first)
+        return jax.lax.fori_loop(0, most, kept, first)
+
+    @property
+    def most(self) -> int:
+        """Steps that there is room for."""
+        return self.data["weights"].shape[0]
 
     def no_sums(self, parameters: Tree) -> Sums:
         """Before the first step."""

@@ -45,7 +45,7 @@ def pfedme(
             return w, found._replace(sums=sums)
 
         first = Descent(it.own, it.buffers, it.no_sums(it.start))
-        w, descent = it.repeat(it.steps, step, (it.start, first))
+        w, descent = it.repeat(it.steps, it.most, step, (it.start, first))
         return Reply(descent, moved(it.start, w), own=descent.parameters)
 
     return Algorithm(
