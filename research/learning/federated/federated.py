@@ -14,7 +14,7 @@ table of clients, where the algorithm has one, the rows of the cohort.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +24,14 @@ from jax.sharding import PartitionSpec as P
 
 from research.exchange.replicas import DEVICE, Replicas
 from research.learning.federated.algorithm import Algorithm, Replies, Server
+from research.learning.federated.answers import HELD, Answers, finite, told
 from research.learning.federated.client import Client, Local
 from research.learning.federated.personal import personal
 from research.learning.federated.state import FederatedState, Population, shardings
-from research.learning.gradients import Batch, Sums, Tree
+from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.parallel.layout import abstract
-
-HELD = "held_"
-"""Begins the names of what clients are evaluated on, beside what they learn from."""
-
-
-class Answers(NamedTuple):
-    """Sums over clients."""
-
-    weight: jax.Array
-    replies: Tree  # of move and more, by weight
-    buffers: Tree  # by weight
-    sums: Sums
-    alive: jax.Array  # clients
 
 
 class Federated:
@@ -201,7 +189,7 @@ class Federated:
         return state._replace(parameters=mean)
 
     def _step(self, state: FederatedState, batch: Batch) -> tuple[FederatedState, StepMetrics]:
-        who, batch = _told(batch)
+        who, batch = told(batch)
         own = self._kept(state, who)
         answers, after = jax.shard_map(
             self._on_device,
@@ -271,7 +259,7 @@ class Federated:
         client = self._client(state, who, own, data)
         reply = self.algorithm.client(client)
         sent = (reply.move, reply.more)
-        alive = who["present"] & _finite((sent, reply.own))
+        alive = who["present"] & finite((sent, reply.own))
         weight = reply.weight * (1.0 if self._uniform else client.examples)
         weight = jnp.where(alive, weight, 0.0)
 
@@ -307,7 +295,7 @@ class Federated:
     # Clients by themselves ------------------------------------------------------------------------
 
     def _evaluate_personal(self, state: FederatedState, batch: Batch) -> Totals:
-        who, data = _told(batch)
+        who, data = told(batch)
         held = {
             name.removeprefix(HELD): data.pop(name) for name in list(data) if name.startswith(HELD)
         }
@@ -328,15 +316,3 @@ class Federated:
             axis_names={DEVICE},
             check_vma=False,
         )(state, who, own, data, held)
-
-
-def _told(batch: Batch) -> tuple[Batch, Batch]:
-    """What is told of each client, and the examples that it has."""
-    names = ("client", "steps", "examples", "present", "pieces", "place", "staleness", "rank")
-    who = {name: leaf for name, leaf in batch.items() if name in names}
-    return who, {name: leaf for name, leaf in batch.items() if name not in names}
-
-
-def _finite(tree: Tree) -> jax.Array:
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))

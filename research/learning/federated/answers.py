@@ -1,0 +1,34 @@
+"""What clients are told in a round, and what comes back of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from research.learning.gradients import Batch, Sums, Tree
+
+HELD = "held_"
+"""Begins the names of what clients are evaluated on, beside what they learn from."""
+
+
+class Answers(NamedTuple):
+    """Sums over clients."""
+
+    weight: jax.Array
+    replies: Tree  # of move and more, by weight
+    buffers: Tree  # by weight
+    sums: Sums
+    alive: jax.Array  # clients
+
+
+def told(batch: Batch) -> tuple[Batch, Batch]:
+    """What is told of each client, and the examples that it has."""
+    names = ("client", "steps", "examples", "present", "pieces", "place", "staleness", "rank")
+    who = {name: leaf for name, leaf in batch.items() if name in names}
+    return who, {name: leaf for name, leaf in batch.items() if name not in names}
+
+
+def finite(tree: Tree) -> jax.Array:
+    """[] bool: whether every number of it is."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))
