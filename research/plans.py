@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.learning.replicated import Plan
+from research.learning.replicated.replicated import Plan
 from research.parallel.processes import compile_together, shared
 from research.prepared import Prepared
 

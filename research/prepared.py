@@ -27,7 +27,7 @@ from research.data import (
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Federated, Learner, Replicated, State, Synchronous, Totals
-from research.learning.replicated import Plan
+from research.learning.replicated.replicated import Plan
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import LAYOUT, abstract, batch_sharding, place, rows_of_this_process

@@ -8,16 +8,16 @@ clients that keep their data (`FederatedConfig`). All are a `Learner`. `cross_en
 loss as (sum, count); `OptimizerConfig` names an optax optimizer and its schedule.
 """
 
-from research.learning.asynchronous import Asynchronous, AsynchronousState
-from research.learning.asynchronous_config import AsynchronousConfig
-from research.learning.backup_workers import BackupWorkers
-from research.learning.exchange_config import ExchangeConfig
+from research.learning.asynchronous import (
+    Asynchronous,
+    AsynchronousConfig,
+    AsynchronousState,
+    BackupWorkers,
+)
 from research.learning.federated import Federated, FederatedConfig, FederatedState
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
-from research.learning.replicated import Replicated
-from research.learning.replicated_state import ReplicatedState
-from research.learning.rule import Rule
+from research.learning.replicated import ExchangeConfig, Replicated, ReplicatedState, Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
 Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated

@@ -41,7 +41,7 @@ def main() -> None:
 
     from research.exchange import powersgd, two_shot
     from research.exchange.codecs import CODECS
-    from research.learning.local_updates import every_step
+    from research.learning.replicated.local_updates import every_step
 
     prepared = ready(options)
     tokens = prepared.units_per_step

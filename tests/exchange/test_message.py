@@ -22,7 +22,7 @@ from research.exchange import (
 from research.exchange.codecs import CODECS
 from research.exchange.topology import offsets
 from research.learning import ExchangeConfig
-from research.learning.rule import messages_before
+from research.learning.replicated.rule import messages_before
 from research.parallel.wire import wire_messages
 
 MATRICES = {"a": (16, 32), "b": (64, 16), "c": (8, 8, 8)}

@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from research.learning.asynchronous.virtual_time import Arrivals
 from research.learning.federated.algorithm import Algorithm, by_optimizer, moved
 from research.learning.federated.client import Client, Reply
 from research.learning.federated.federated import Federated
 from research.learning.federated.state import FederatedState
 from research.learning.gradients import Batch, Tree
 from research.learning.synchronous import StepMetrics
-from research.learning.virtual_time import Arrivals
 
 ORDER = 2**32
 """Tells these draws from others of the same seed."""

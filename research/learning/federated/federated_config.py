@@ -6,6 +6,7 @@ from typing import Literal
 import optax
 
 from research.errors import UserError
+from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations
 from research.learning.federated.algorithm import Algorithm, Tree
 from research.learning.federated.ditto import ditto
 from research.learning.federated.fedavg import fedavg, fedprox
@@ -23,7 +24,6 @@ from research.learning.federated.scaffold import scaffold
 from research.learning.federated.state import Population
 from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
-from research.learning.virtual_time import Arrivals, Distribution, Durations
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.learning.gradients import Tree
-from research.learning.replicated_state import in_front
+from research.learning.replicated.state import in_front
 from research.learning.synchronous import TrainState
 
 

@@ -26,11 +26,11 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from research.learning.asynchronous.server_rules import Arrival, Server, ServerRule, served
+from research.learning.asynchronous.virtual_time import Arrivals, histogram
 from research.learning.gradients import Batch, Tree
-from research.learning.replicated_state import in_front
-from research.learning.server_rules import Arrival, Server, ServerRule, served
+from research.learning.replicated.state import in_front
 from research.learning.synchronous import StepMetrics, Synchronous
-from research.learning.virtual_time import Arrivals, histogram
 from research.parallel.layout import abstract
 
 

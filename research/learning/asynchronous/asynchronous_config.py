@@ -5,11 +5,17 @@ from math import inf
 from typing import Literal
 
 from research.errors import UserError
-from research.learning.asynchronous import Asynchronous
-from research.learning.backup_workers import BackupWorkers
-from research.learning.server_rules import ServerRule, dc_asgd, hogwild, plain, staleness_aware
+from research.learning.asynchronous.asynchronous import Asynchronous
+from research.learning.asynchronous.backup_workers import BackupWorkers
+from research.learning.asynchronous.server_rules import (
+    ServerRule,
+    dc_asgd,
+    hogwild,
+    plain,
+    staleness_aware,
+)
+from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations, Rounds
 from research.learning.synchronous import Synchronous
-from research.learning.virtual_time import Arrivals, Distribution, Durations, Rounds
 
 
 @dataclass(frozen=True)

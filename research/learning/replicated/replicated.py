@@ -26,14 +26,14 @@ from jax.sharding import PartitionSpec as P
 from research.exchange import Moment, Replicas
 from research.exchange.replicas import DEVICE, SEAT
 from research.learning.gradients import Batch, Sums, Tree
-from research.learning.replicated_state import (
+from research.learning.replicated.rule import Rule, Sending, bytes_at, bytes_before, messages_before
+from research.learning.replicated.state import (
     Replica,
     ReplicatedState,
     consensus_distance,
     in_front,
     like_parameters,
 )
-from research.learning.rule import Rule, Sending, bytes_at, bytes_before, messages_before
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 from research.parallel.layout import abstract
 

@@ -9,10 +9,16 @@ from research.errors import UserError
 from research.exchange import Exchange, adasum, hierarchical_mean, mean, powersgd, top_k, two_shot
 from research.exchange.codecs import CODECS
 from research.exchange.topology import offsets
-from research.learning.gossip import dpsgd, sgp
-from research.learning.local_updates import diloco, easgd, every_step, local_sgd, post_local_sgd
-from research.learning.rule import Rule
-from research.learning.streaming import streaming_diloco
+from research.learning.replicated.gossip import dpsgd, sgp
+from research.learning.replicated.local_updates import (
+    diloco,
+    easgd,
+    every_step,
+    local_sgd,
+    post_local_sgd,
+)
+from research.learning.replicated.rule import Rule
+from research.learning.replicated.streaming import streaming_diloco
 from research.parallel.mesh import MeshConfig
 
 COMPRESSED = ("every_step", "local_sgd", "diloco", "streaming_diloco")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from research.exchange import Exchange, Message, Moment, Replicas, mean
 from research.exchange.message import of_leaves
-from research.learning.rule import Rule, Sending, alone, always, at, every
+from research.learning.replicated.rule import Rule, Sending, alone, always, at, every
 
 Tree = Any
 

@@ -13,8 +13,14 @@ from research.exchange import Replicas
 from research.exchange.exchange import Moment
 from research.exchange.replicas import SEAT
 from research.learning import ExchangeConfig
-from research.learning.local_updates import diloco, easgd, every_step, local_sgd, post_local_sgd
-from research.learning.rule import Rule, bytes_at, bytes_before
+from research.learning.replicated.local_updates import (
+    diloco,
+    easgd,
+    every_step,
+    local_sgd,
+    post_local_sgd,
+)
+from research.learning.replicated.rule import Rule, bytes_at, bytes_before
 from research.parallel.mesh import MeshConfig
 
 COUNT = 4

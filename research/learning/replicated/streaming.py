@@ -2,8 +2,8 @@
 
 Douillard et al. 2025, *Streaming DiLoCo with overlapping communication: Towards a Distributed Free
 Lunch*, arXiv:2501.18512, Alg. 2. The parameters are cut into P fragments by layers (see
-`research.learning.fragments`). In step t = 1, 2, ..., after the inner update of w_r, for fragment
-p = 1, ..., P with its own offset t_p = p·H/P:
+`fragments`). In step t = 1, 2, ..., after the inner update of w_r, for fragment p = 1, ..., P with
+its own offset t_p = p·H/P:
 
     Δ_r = w̃ - w_r                          where H divides t - t_p: what the steps since then did
     m ← μ·m + Δ̄,  w̃ ← w̃ - η·(Δ̄ + μ·m)     the outer Nesterov, as in DiLoCo
@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from research.exchange import Exchange, Moment, Replicas, mean
-from research.learning.fragments import check, put, specs_of, take
-from research.learning.local_updates import Outer, outer_step
-from research.learning.rule import Rule, Sending, When, alone, every
+from research.learning.replicated.fragments import check, put, specs_of, take
+from research.learning.replicated.local_updates import Outer, outer_step
+from research.learning.replicated.rule import Rule, Sending, When, alone, every
 
 Tree = Any
 

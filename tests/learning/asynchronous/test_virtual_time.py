@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from research.learning.virtual_time import BLOCK, Arrivals, Durations, Rounds, histogram
+from research.learning.asynchronous.virtual_time import (
+    BLOCK,
+    Arrivals,
+    Durations,
+    Rounds,
+    histogram,
+)
 
 DURATIONS = {
     "constant": Durations(),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.learning.server_rules import (
+from research.learning.asynchronous.server_rules import (
     Arrival,
     Server,
     ServerRule,

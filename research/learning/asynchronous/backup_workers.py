@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from research.learning.asynchronous.virtual_time import Rounds
 from research.learning.gradients import Batch
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
-from research.learning.virtual_time import Rounds
 from research.parallel.layout import constrain
 
 

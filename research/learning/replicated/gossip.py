@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from research.exchange import Message, Moment, Replicas, mix
 from research.exchange.mixing import shift_messages
 from research.exchange.topology import spectral_gap
-from research.learning.rule import Rule, Sending, alone, always
+from research.learning.replicated.rule import Rule, Sending, alone, always
 
 Tree = Any
 

@@ -11,8 +11,8 @@ from research.exchange import Replicas
 from research.exchange.exchange import Moment
 from research.exchange.replicas import SEAT
 from research.exchange.topology import mixing_matrix, offsets
-from research.learning.gossip import dpsgd, sgp
-from research.learning.rule import Rule, bytes_at
+from research.learning.replicated.gossip import dpsgd, sgp
+from research.learning.replicated.rule import Rule, bytes_at
 
 X = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
 MOVES = np.random.default_rng(1).normal(size=(9, 8, 5)).astype(np.float32)

@@ -12,10 +12,10 @@ from research.exchange import Replicas, two_shot
 from research.exchange.codecs import int8
 from research.exchange.exchange import Moment
 from research.exchange.replicas import SEAT
-from research.learning.fragments import put, take
-from research.learning.local_updates import diloco
-from research.learning.rule import Rule, bytes_at, bytes_before
-from research.learning.streaming import streaming_diloco
+from research.learning.replicated.fragments import put, take
+from research.learning.replicated.local_updates import diloco
+from research.learning.replicated.rule import Rule, bytes_at, bytes_before
+from research.learning.replicated.streaming import streaming_diloco
 
 COUNT = 4
 LAYERS = 5
