@@ -137,7 +137,7 @@ def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
 def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
     """train, resume and evaluate: a target, and the fields of an experiment."""
     target, _, fields = _target(command, parser, rest)
-    from research import runs
+    from research import runs, trained
     from research.experiment import Experiment
 
     prog = f"research {command} {target}"
@@ -147,7 +147,7 @@ def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
     elif command == "resume":
         runs.resume(target, _change(fields, prog))
     else:
-        runs.evaluate(target, _change(fields, prog))
+        trained.evaluate(target, _change(fields, prog))
     return 0
 
 
@@ -158,9 +158,9 @@ def _sample(command: str, parser: _Parser, rest: list[str]) -> int:
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     target, options, fields = _target(command, parser, rest)
-    from research import runs
+    from research import trained
 
-    runs.sample(
+    trained.sample(
         target,
         options.prompt,
         options.tokens,
@@ -175,11 +175,11 @@ def _sample(command: str, parser: _Parser, rest: list[str]) -> int:
 def _export(command: str, parser: _Parser, rest: list[str]) -> int:
     parser.add_argument("--to", type=Path, required=True, help="folder to write (path)")
     target, options, fields = _target(command, parser, rest)
-    from research import runs
+    from research import trained
 
     if fields:
         raise UserError(f"unknown option {fields[0]} (see research export --help)")
-    runs.export(target, options.to)
+    trained.export(target, options.to)
     return 0
 
 

@@ -13,7 +13,8 @@ from research.errors import UserError
 from research.experiment import Experiment
 from research.planning.inspection import Inspection, inspect
 from research.planning.step import Step
-from research.prepared import abstract_events, learner, seats_of, sharding_of_batch, with_replicas
+from research.prepared import abstract_events, learner, with_replicas
+from research.rows import seats_of, sharding_of_batch
 
 UNMEASURED = "--exchange.plan auto measures, and nothing is run here: this is the step by scan"
 

@@ -2,15 +2,13 @@
 
 import contextlib
 import copy
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from research.data import (
     Batches,
@@ -30,9 +28,10 @@ from research.learning import Federated, Learner, Replicated, State, Synchronous
 from research.learning.replicated.replicated import Plan
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
-from research.parallel.layout import LAYOUT, abstract, batch_sharding, place, rows_of_this_process
+from research.parallel.layout import abstract, batch_sharding
 from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
+from research.rows import Rows, rows_of_batch, rows_of_cohort, seats_of
 from research.training.checkpoints import Checkpoints
 from research.training.evaluation import summary, totals_of
 from research.training.evaluation_of_clients import evaluate_by_client, evaluate_personal
@@ -152,55 +151,9 @@ class Prepared:
         return call
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a batch."""
-
-    count: int
-    sharding: jax.sharding.NamedSharding  # of leaves [count, ...]
-    own: np.ndarray  # int64, ascending: those that this process reads
-
-    @classmethod
-    def of(cls, sharding: jax.sharding.NamedSharding, count: int) -> "Rows":
-        """So many rows that lie so."""
-        return cls(count, sharding, rows_of_this_process(sharding, count))
-
-    def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The batch on the devices, of the rows that each process has read."""
-        return place(rows, self.sharding, self.count)
-
-    def abstract(self, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the batch that has such `rows`."""
-        return {
-            name: jax.ShapeDtypeStruct(
-                (self.count, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
-            )
-            for name, leaf in rows.items()
-        }
-
-
 def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment:
     """`experiment` with the number of replicas, so that other meshes will have as many."""
     return replace(experiment, exchange=experiment.exchange.on(mesh))
-
-
-def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
-    """Replicas on a device, once their number is known (see `with_replicas`)."""
-    devices = mesh.shape["replica"]
-    return (experiment.exchange.replicas or devices) // devices
-
-
-def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
-    """Clients over `replica`. Raises UserError for a cohort that does not divide."""
-    cohort, devices = experiment.federated.cohort, mesh.shape["replica"]
-    if excess := cohort % devices:
-        below = f"{cohort - excess} or " if cohort > devices else ""
-        raise UserError(
-            f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
-            f"--federated.cohort {below}{cohort - excess + devices}"
-        )
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
-    return Rows.of(sharding, cohort)
 
 
 def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.Mesh) -> Cohorts:
@@ -224,35 +177,6 @@ def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.M
 def clients_of(federation: Federation | None) -> int:
     """How many there are."""
     return 0 if federation is None else len(federation.train)
-
-
-def rows_of_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
-    """As `sharding_of_batch` has them."""
-    return Rows.of(sharding_of_batch(experiment, mesh), experiment.data.batch)
-
-
-def sharding_of_batch(
-    experiment: Experiment, mesh: jax.sharding.Mesh
-) -> jax.sharding.NamedSharding:
-    """How a batch lies on the mesh: so that its microbatches do. Raises UserError for sizes that
-    do not divide."""
-    batch, microbatches = experiment.data.batch, experiment.optimizer.microbatches
-    seats = seats_of(experiment, mesh)
-    split = {axis: mesh.shape[axis] for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1}
-    if seats > 1:
-        split = {"replicas a device": seats} | split
-    parts = math.prod(split.values())
-    if seats == 1 and (microbatches == 1 or batch // microbatches % parts == 0):
-        return batch_sharding(mesh, batch // microbatches)
-    if batch % (parts * microbatches) == 0:
-        return batch_sharding(mesh, batch)
-    whole = parts * microbatches
-    cut = f" / {microbatches} microbatches = {batch // microbatches}" if microbatches > 1 else ""
-    fewer = ", or fewer --optimizer.microbatches" if microbatches > 1 else ""
-    raise UserError(
-        f"batch {batch}{cut} does not divide over {' × '.join(split)} = {parts}: use "
-        f"--data.batch {-(-batch // whole) * whole}{fewer}"
-    )
 
 
 class Restored:
@@ -339,3 +263,49 @@ def warn(line: str) -> None:
     """One line on standard error, from process 0."""
     if is_first():
         print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def description(prepared: Prepared) -> dict[str, Any]:
+    """What a run folder keeps of its data: enough to restore the model, and to know the data
+    again."""
+    dataset = prepared.dataset
+    specification = dataset.specification
+    return {
+        "clients": clients_of(prepared.federation),
+        "name": dataset.name,
+        "digest": dataset.digest,
+        "unit": dataset.unit,
+        "shape": list(specification.shape),
+        "classes": specification.classes,
+        "examples": {
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(dataset.test),
+        },
+    }
+
+
+def check_same_data(folder: RunFolder, prepared: Prepared) -> None:
+    """Raises UserError where the data of `prepared` is not that of the run in `folder`."""
+    dataset, federation = prepared.dataset, prepared.federation
+    if federation is not None:
+        before = folder.read("clients")["train"]["digest"]
+        if before != federation.train.digest:
+            raise UserError(
+                f"the clients of {folder.path} have other examples than when it was begun (their "
+                f"digest is {federation.train.digest[:12]}, and was {before[:12]}): leave "
+                "--partition.* as it was, or start a new run"
+            )
+    recorded = folder.read("data")["digest"]
+    if recorded != dataset.digest:
+        raise UserError(
+            f"the data {dataset.name} changed since {folder.path} was begun (its digest is "
+            f"{dataset.digest[:12]}, and was {recorded[:12]}): bring back that data "
+            "(or that Python, for its standard library), or start a new run"
+        )
+
+
+def say(line: str) -> None:
+    """One line on standard output, from process 0."""
+    if is_first():
+        print(line, flush=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from research import runs
+from research import trained
 from research.configuration import nearest
 from research.errors import UserError
 from research.training.folder import RunFolder
@@ -47,7 +47,7 @@ class Run(NamedTuple):
         steps = folder.read("config")["run"]["steps"]
         done = (self.folder / "evaluation.json").exists() and folder.read("evaluation")
         if not done or done["step"] != steps:
-            done = runs.evaluate(self.folder)
+            done = trained.evaluate(self.folder)
         return float(done[metric])
 
 

@@ -1,6 +1,6 @@
-"""What the commands do with an experiment: train, resume, evaluate, sample, export.
+"""What becomes of an experiment: a run, and its resumption.
 
-Every function here is a straight road: data, mesh, model, state, loop. With several processes all
+Both are a straight road: data, mesh, model, state, loop. With several processes all
 of them walk it together; process 0 prints, and writes the files that all share.
 """
 
@@ -15,20 +15,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.data import Cohorts, Vocabulary, vocabulary_from_json
+from research.data import Cohorts
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Learner, State
-from research.models import TransformerConfig
-from research.models.generation import generate
+from research.learning import State
 from research.parallel.mesh import describe
 from research.parallel.processes import barrier, compile_together, count, is_first, shared
 from research.parallel.stopping import StopRequest
 from research.plans import settled
-from research.prepared import Prepared, Restored, clients_of, warn
+from research.prepared import Prepared, check_same_data, description, say, warn
+from research.trained import text_of
 from research.training.checkpoints import Checkpoints
-from research.training.evaluation import ALL
-from research.training.evaluation_of_clients import spreads_in_words
 from research.training.folder import RunFolder
 from research.training.loop import Journal
 from research.training.loop import train as run_loop
@@ -46,7 +43,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
     directory = shared("run folder", experiment.run.directory or f"runs/{name}-{stamp}")
     experiment = replace(experiment, run=replace(experiment.run, directory=directory))
     folder = RunFolder(Path(directory))
-    _say(f"run folder: {folder.path}")
+    say(f"run folder: {folder.path}")
     if is_first():
         folder.create()
     with _locked(folder):
@@ -54,7 +51,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
         if is_first():
             if prepared.dataset.vocabulary is not None:
                 folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
-            folder.write("data", _description(prepared))
+            folder.write("data", description(prepared))
             if prepared.federation is not None:
                 folder.write("clients", prepared.federation.to_json())
             folder.write("environment", environment(experiment.run.seed))
@@ -63,7 +60,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
         barrier("run folder")
         with jax.set_mesh(prepared.mesh):
             _carry_on(prepared, folder)
-    _say(f"run folder: {folder.path}")
+    say(f"run folder: {folder.path}")
     return folder.path
 
 
@@ -73,12 +70,12 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
     `change` may alter the experiment: more steps, another mesh. Raises as `train`.
     """
     folder = RunFolder.existing(path)
-    _say(f"run folder: {folder.path}")
+    say(f"run folder: {folder.path}")
     with _locked(folder):
         before = Experiment.from_json(folder.read("config"))
-        prepared = settled(Prepared(change(before)), _say)
+        prepared = settled(Prepared(change(before)), say)
         experiment = prepared.experiment
-        _check_same_data(folder, prepared)
+        check_same_data(folder, prepared)
 
         def record() -> None:
             earlier = folder.read("environment")
@@ -89,7 +86,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
 
         with jax.set_mesh(prepared.mesh):
             _carry_on(prepared, folder, restoring=True, record=record)
-    _say(f"run folder: {folder.path}")
+    say(f"run folder: {folder.path}")
     return folder.path
 
 
@@ -113,12 +110,12 @@ def _carry_on(
         stack.callback(checkpoints.close)
         state, first = _initial_state(prepared, checkpoints, restoring)
         if first >= run.steps and restoring:
-            _say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
+            say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
             return
         step_function = prepared.compile()
         if is_first():
             record()
-        _say(_introduction(prepared, state))
+        say(_introduction(prepared, state))
 
         progress = stack.enter_context(
             ProgressReport(first, run.steps, dataset.unit, quiet=not is_first())
@@ -158,7 +155,7 @@ def _carry_on(
         )
         if last == run.steps and run.sample_tokens and dataset.vocabulary is not None:
             key = jax.random.key(run.seed)
-            text = _text(learner, state, dataset.vocabulary, "", run.sample_tokens, key)
+            text = text_of(learner, state, dataset.vocabulary, "", run.sample_tokens, key)
             progress.line(f"\nsample of {run.sample_tokens} tokens:\n{text.strip()}\n")
             if is_first():
                 (folder.path / "sample.txt").write_text(text, encoding="utf-8")
@@ -171,85 +168,16 @@ def _carry_on(
             )
 
 
-def evaluate(
-    path: Path, change: Callable[[Experiment], Experiment] = lambda e: e
-) -> dict[str, Any]:
-    """Metrics of a run's newest checkpoint on the test split, printed and returned."""
-    folder = RunFolder.existing(path)
-    restored = Restored(folder, change)
-    prepared = Prepared(restored.experiment, restored.mesh)
-    dataset = prepared.dataset
-    _check_same_data(folder, prepared)
-    split = "validation" if dataset.test_is_validation else "test"
-    with jax.set_mesh(prepared.mesh):
-        metrics = prepared.evaluate(restored.state, dataset.test, prepared.clients("test"))
-    shown = "  ".join(f"{n} {metrics[n]:.4f}" for n in ALL if n in metrics)
-    _say(f"step {restored.step}, {split} split of {dataset.name}: {shown}")
-    for line in spreads_in_words(metrics):
-        _say(line)
-    result = {"step": restored.step, "split": split, "examples": len(dataset.test), **metrics}
-    if is_first():
-        folder.write("evaluation", result)
-    return result
-
-
-def sample(
-    path: Path,
-    prompt: str,
-    tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    seed: int = 0,
-    change: Callable[[Experiment], Experiment] = lambda e: e,
-) -> str:
-    """Text from the language model of a run, printed and returned."""
-    if tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1):
-        raise UserError(
-            f"--tokens {tokens} and --top-k {top_k} must be 1 or more, "
-            f"--temperature {temperature} 0 or more"
-        )
-    folder = RunFolder.existing(path)
-    restored = Restored(folder, change)
-    stored = folder.path / "vocabulary.json"
-    if not stored.exists():
-        raise UserError(
-            f"{path} trained a {type(restored.experiment.model).__name__} on "
-            f"{restored.data['name']}, which writes no text: give the run of a language model"
-        )
-    vocabulary = vocabulary_from_json(stored.read_text(encoding="utf-8"))
-    key = jax.random.key(seed)
-    with jax.set_mesh(restored.mesh):
-        text = _text(
-            restored.learner, restored.state, vocabulary, prompt, tokens, key, temperature, top_k
-        )
-    _say(text)
-    return text
-
-
-def export(path: Path, destination: Path) -> Path:
-    """Writes a run's transformer as a Hugging Face folder (safetensors and config.json)."""
-    from research.models import huggingface
-
-    restored = Restored(RunFolder.existing(path))
-    model = restored.experiment.model
-    if not isinstance(model, TransformerConfig):
-        raise UserError(f"{path} trained a {type(model).__name__}: only transformers are exported")
-    parameters = jax.device_get(restored.learner.parameters(restored.state))
-    huggingface.export(model, restored.specification, parameters, destination)
-    _say(f"step {restored.step} of {path} is in {destination}")
-    return destination
-
-
 def _initial_state(
     prepared: Prepared, checkpoints: Checkpoints, restoring: bool
 ) -> tuple[State, int]:
     learner: Any = prepared.learner
     if restoring and checkpoints.latest() is not None:
         first, state = checkpoints.restore(learner.abstract_state, warn)
-        _say(f"restored step {first}")
+        say(f"restored step {first}")
         return state, first
     if restoring:
-        _say("no checkpoint was complete yet: beginning again at step 0")
+        say("no checkpoint was complete yet: beginning again at step 0")
     state = compile_together(learner.init.lower())()
     source = prepared.experiment.run.initialize_from
     if source is not None:
@@ -281,73 +209,9 @@ def _imported(prepared: Prepared, source: Path) -> Any:
     )
 
 
-def _text(
-    learner: Learner,
-    state: State,
-    vocabulary: Vocabulary,
-    prompt: str,
-    tokens: int,
-    key: jax.Array,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-) -> str:
-    """`prompt` and the text that follows it (a line break stands for an empty prompt)."""
-    made = generate(
-        lambda state, tokens: learner.model(state)(tokens),
-        state,
-        vocabulary.encode(prompt or "\n"),
-        tokens,
-        learner.specification.shape[0],
-        key,
-        temperature,
-        top_k,
-        vocabulary.size,
-    )
-    return prompt + vocabulary.decode(made)
-
-
-def _description(prepared: Prepared) -> dict[str, Any]:
-    """What a run folder keeps of its data: enough to restore the model, and to know the data
-    again."""
-    dataset = prepared.dataset
-    specification = dataset.specification
-    return {
-        "clients": clients_of(prepared.federation),
-        "name": dataset.name,
-        "digest": dataset.digest,
-        "unit": dataset.unit,
-        "shape": list(specification.shape),
-        "classes": specification.classes,
-        "examples": {
-            "train": len(dataset.train),
-            "validation": len(dataset.validation),
-            "test": len(dataset.test),
-        },
-    }
-
-
-def _check_same_data(folder: RunFolder, prepared: Prepared) -> None:
-    dataset, federation = prepared.dataset, prepared.federation
-    if federation is not None:
-        before = folder.read("clients")["train"]["digest"]
-        if before != federation.train.digest:
-            raise UserError(
-                f"the clients of {folder.path} have other examples than when it was begun (their "
-                f"digest is {federation.train.digest[:12]}, and was {before[:12]}): leave "
-                "--partition.* as it was, or start a new run"
-            )
-    recorded = folder.read("data")["digest"]
-    if recorded != dataset.digest:
-        raise UserError(
-            f"the data {dataset.name} changed since {folder.path} was begun (its digest is "
-            f"{dataset.digest[:12]}, and was {recorded[:12]}): bring back that data "
-            "(or that Python, for its standard library), or start a new run"
-        )
-
-
 def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Prepared:
     try:
-        return settled(Prepared(experiment), _say)
+        return settled(Prepared(experiment), say)
     except BaseException:
         if is_first():
             with contextlib.suppress(OSError):  # what else lies there is not ours
@@ -379,8 +243,3 @@ def _locked(folder: RunFolder) -> Iterator[None]:
     """The folder's lock, held by process 0 for all."""
     with folder.locked() if is_first() else contextlib.nullcontext():
         yield
-
-
-def _say(line: str) -> None:
-    if is_first():
-        print(line, flush=True)

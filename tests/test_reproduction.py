@@ -243,7 +243,7 @@ def test_the_full_form_writes_rows_figure_and_table(
 
     # What is finished is not done again.
     monkeypatch.setattr("research.runs.train", None)
-    monkeypatch.setattr("research.runs.evaluate", None)
+    monkeypatch.setattr("research.trained.evaluate", None)
     assert main(words(tiny)) == 0
     assert read_rows(tiny / "results.json") == [accuracy, saved]
 

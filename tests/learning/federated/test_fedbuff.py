@@ -7,6 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+
+from research.errors import UserError
+from research.learning import FederatedConfig
+from research.learning.asynchronous.virtual_time import Durations
 from tests.learning.federated.test_federated import (
     CLIENTS,
     CLOSE,
@@ -17,10 +21,6 @@ from tests.learning.federated.test_federated import (
     flat,
     learner,
 )
-
-from research.errors import UserError
-from research.learning import FederatedConfig
-from research.learning.asynchronous.virtual_time import Durations
 
 BUFF = FederatedConfig("fedbuff", cohort=3, epochs=2, weighting="uniform", concurrency=5)
 ROUNDS = 6

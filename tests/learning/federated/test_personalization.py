@@ -8,6 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+
+from research.data import Clients, HeldOut, LabeledArrays
+from research.errors import UserError
+from research.learning import FederatedConfig, Synchronous
+from research.models import MLPConfig, Specification
+from research.parallel.mesh import MeshConfig
+from research.training.checkpoints import Checkpoints
+from research.training.evaluation_of_clients import evaluate_personal
 from tests.learning.federated.test_federated import (
     CLASSES,
     CLIENTS,
@@ -26,14 +34,6 @@ from tests.learning.federated.test_federated import (
     learner,
     run,
 )
-
-from research.data import Clients, HeldOut, LabeledArrays
-from research.errors import UserError
-from research.learning import FederatedConfig, Synchronous
-from research.models import MLPConfig, Specification
-from research.parallel.mesh import MeshConfig
-from research.training.checkpoints import Checkpoints
-from research.training.evaluation_of_clients import evaluate_personal
 
 BIAS = slice(0, CLASSES)
 """What clients keep in these tests: a linear model has no body beside its head."""

@@ -1,0 +1,86 @@
+"""How the rows of a step's batch lie on the mesh, and which of them a process reads."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from research.errors import UserError
+from research.experiment import Experiment
+from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch."""
+
+    count: int
+    sharding: jax.sharding.NamedSharding  # of leaves [count, ...]
+    own: np.ndarray  # int64, ascending: those that this process reads
+
+    @classmethod
+    def of(cls, sharding: jax.sharding.NamedSharding, count: int) -> "Rows":
+        """So many rows that lie so."""
+        return cls(count, sharding, rows_of_this_process(sharding, count))
+
+    def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The batch on the devices, of the rows that each process has read."""
+        return place(rows, self.sharding, self.count)
+
+    def abstract(self, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the batch that has such `rows`."""
+        return {
+            name: jax.ShapeDtypeStruct(
+                (self.count, *leaf.shape[1:]), leaf.dtype, sharding=self.sharding
+            )
+            for name, leaf in rows.items()
+        }
+
+
+def rows_of_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """As `sharding_of_batch` has them."""
+    return Rows.of(sharding_of_batch(experiment, mesh), experiment.data.batch)
+
+
+def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """Clients over `replica`. Raises UserError for a cohort that does not divide."""
+    cohort, devices = experiment.federated.cohort, mesh.shape["replica"]
+    if excess := cohort % devices:
+        below = f"{cohort - excess} or " if cohort > devices else ""
+        raise UserError(
+            f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
+            f"--federated.cohort {below}{cohort - excess + devices}"
+        )
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
+    return Rows.of(sharding, cohort)
+
+
+def sharding_of_batch(
+    experiment: Experiment, mesh: jax.sharding.Mesh
+) -> jax.sharding.NamedSharding:
+    """How a batch lies on the mesh: so that its microbatches do. Raises UserError for sizes that
+    do not divide."""
+    batch, microbatches = experiment.data.batch, experiment.optimizer.microbatches
+    seats = seats_of(experiment, mesh)
+    split = {axis: mesh.shape[axis] for axis in LAYOUT["batch"].mesh_axes if mesh.shape[axis] > 1}
+    if seats > 1:
+        split = {"replicas a device": seats} | split
+    parts = math.prod(split.values())
+    if seats == 1 and (microbatches == 1 or batch // microbatches % parts == 0):
+        return batch_sharding(mesh, batch // microbatches)
+    if batch % (parts * microbatches) == 0:
+        return batch_sharding(mesh, batch)
+    whole = parts * microbatches
+    cut = f" / {microbatches} microbatches = {batch // microbatches}" if microbatches > 1 else ""
+    fewer = ", or fewer --optimizer.microbatches" if microbatches > 1 else ""
+    raise UserError(
+        f"batch {batch}{cut} does not divide over {' × '.join(split)} = {parts}: use "
+        f"--data.batch {-(-batch // whole) * whole}{fewer}"
+    )
+
+
+def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
+    """Replicas on a device, once their number is known (see `with_replicas`)."""
+    devices = mesh.shape["replica"]
+    return (experiment.exchange.replicas or devices) // devices
