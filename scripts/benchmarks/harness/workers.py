@@ -33,12 +33,13 @@ class Worker:
         arguments: Sequence[str] = (),
         cpus: Sequence[int] = (),
         environment: dict[str, str] | None = None,
+        python: str = sys.executable,
     ):
         self.name = name
         paths = [str(BENCHMARKS), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [python, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
