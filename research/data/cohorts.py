@@ -5,7 +5,7 @@ many steps as the largest client of the population needs, `weights` of 0 for wha
 client's shuffles and its draws depend on (seed, round, client) alone, never on who else is there.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -76,37 +76,37 @@ class Cohorts:
         """Reads those rows of a round: examples [rows, steps, batch, ...] and their `weights`; of
         each row the `client`, its `steps` and `examples`, and whether it is `present`."""
         members = self.members(step)[np.asarray(rows, np.int64)]
-        epochs = [self._epochs_of(step, client) for client in members]
-        draws = [self._draw(SHUFFLE, step, client) for client in members]
-        present = [
-            self._draw(FAILING, step, client).random() >= self._failing for client in members
-        ]
-        return self._read(members, epochs, draws, self.steps) | {"present": np.array(present)}
+        draws = Draws(self.seed)
+        epochs = [self._epochs_of(draws, step, client) for client in members]
+        present = [not self._fails(draws, step, client) for client in members]
+        shuffles = (draws.at(SHUFFLE, step, client) for client in members)
+        return self._read(members, epochs, shuffles, self.steps) | {"present": np.array(present)}
 
     def once(self, clients: np.ndarray) -> Example:
         """As `rows`, those `clients` in their order, with all their examples once."""
-        draws = [self._draw(ONCE, 0, client) for client in clients]
-        read = self._read(clients, [1] * len(clients), draws, self.steps // self.epochs)
+        draws = Draws(self.seed)
+        shuffles = (draws.at(ONCE, 0, client) for client in clients)
+        read = self._read(clients, [1] * len(clients), shuffles, self.steps // self.epochs)
         return read | {"present": np.ones(len(clients), bool)}
 
     def _read(
         self,
         members: np.ndarray,
         epochs: Sequence[int],
-        draws: Sequence[np.random.Generator],
+        shuffles: Iterable[np.random.Generator],
         most: int,
     ) -> Example:
         """[members, most steps, batch, ...], with so many `epochs` of each, shuffled by its
-        draws."""
+        own of `shuffles`, which are taken one after another."""
         shape = (len(members), most, self.batch)
         indexes, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         steps = np.zeros(len(members), np.int32)
-        for row, client in enumerate(members):
+        for row, (client, draw) in enumerate(zip(members, shuffles, strict=True)):
             own = self.clients[client]
             each = int(self._per_epoch[client])
             for epoch in range(epochs[row]):
                 first = epoch * each * self.batch
-                indexes[row].reshape(-1)[first : first + len(own)] = draws[row].permutation(own)
+                indexes[row].reshape(-1)[first : first + len(own)] = draw.permutation(own)
                 weights[row].reshape(-1)[first : first + len(own)] = 1
             steps[row] = epochs[row] * each
         examples = read_rows(self.source, indexes.reshape(-1))
@@ -154,7 +154,7 @@ class Cohorts:
             return np.arange(cohort)
         if self._sampling == "cyclic":
             return (step * cohort + np.arange(cohort)) % population
-        draw = self._draw(COHORT, step)
+        draw = Draws(self.seed).at(COHORT, step)
         if self._sampling == "uniform":
             return draw.choice(population, cohort, replace=False, shuffle=False)
         weights = self.clients.sizes / self.clients.sizes.sum()
@@ -176,14 +176,34 @@ class Cohorts:
             busy[device] += self._per_epoch[client]
         return np.array([client for members in devices for client in members])
 
-    def _epochs_of(self, step: int, client: int) -> int:
-        drawn = self._draw(STRAGGLING, step, client).random()
+    def _fails(self, draws: "Draws", step: int, client: int) -> bool:
+        return bool(self._failing) and draws.at(FAILING, step, client).random() < self._failing
+
+    def _epochs_of(self, draws: "Draws", step: int, client: int) -> int:
+        if not self._stragglers:
+            return self.epochs
+        drawn = draws.at(STRAGGLING, step, client).random()
         if drawn >= self._stragglers:
             return self.epochs
         return 1 + int(drawn / self._stragglers * self.epochs)
 
-    def _draw(self, purpose: int, step: int, client: int = 0) -> np.random.Generator:
-        """The random numbers of (seed, round, client) for one purpose."""
-        key = np.array([self.seed, purpose], np.uint64)
-        counter = np.array([0, 0, client, step], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+class Draws:
+    """Random numbers by (seed, purpose, round, client): one generator, set to where they begin.
+
+    To make a generator for each takes longer than the shuffle of a small client.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._bits = np.random.Philox(0)
+        self._state = self._bits.state
+
+    def at(self, purpose: int, step: int, client: int = 0) -> np.random.Generator:
+        """Those of one purpose, round and client; ends what was had before."""
+        self._state["state"] = {
+            "key": np.array([self._seed, purpose], np.uint64),
+            "counter": np.array([0, 0, client, step], np.uint64),
+        }
+        self._bits.state = self._state
+        return np.random.Generator(self._bits)
