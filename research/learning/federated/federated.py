@@ -230,13 +230,30 @@ class Federated:
     def _on_device(
         self, state: FederatedState, who: Tree, own: Tree, data: Batch
     ) -> tuple[Answers, Tree]:
-        """The clients of one device, `width` at a time: arrays are [clients of it, ...]."""
+        """The clients of one device: arrays are [clients of it, ...].
+
+        That all sent finite numbers is seen by their sums. Only if not, they are computed once
+        more and each is looked at, which for small models is a seventh of a round.
+        """
+        answers, after = self._summed(state, who, own, data, checked=False)
+        answers, after = jax.lax.cond(
+            finite((answers.replies, answers.buffers, after)),
+            lambda: (answers, after),
+            lambda: self._summed(state, who, own, data, checked=True),
+        )
+        return jax.tree.map(Replicas(self._devices).sum, answers), after
+
+    def _summed(
+        self, state: FederatedState, who: Tree, own: Tree, data: Batch, checked: bool
+    ) -> tuple[Answers, Tree]:
+        """The clients of one device, `width` at a time; who sends what is not finite is left out
+        where that is `checked`."""
         here = self.population.cohort // self._devices
         width = min(self._width, here)
         grouped = jax.tree.map(
             lambda rows: rows.reshape(here // width, width, *rows.shape[1:]), (who, own, data)
         )
-        answer = partial(self._answer, state)
+        answer = partial(self._answer, state, checked)
         shapes = jax.eval_shape(answer, *jax.tree.map(lambda rows: rows[0, 0], grouped))[0]
         none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
@@ -249,17 +266,18 @@ class Federated:
             return jax.tree.map(lambda t, each: t + jnp.sum(each, axis=0), total, answers), rows
 
         answers, after = jax.lax.scan(group, none, grouped)
-        after = jax.tree.map(lambda rows: rows.reshape(here, *rows.shape[2:]), after)
-        return jax.tree.map(Replicas(self._devices).sum, answers), after
+        return answers, jax.tree.map(lambda rows: rows.reshape(here, *rows.shape[2:]), after)
 
     def _answer(
-        self, state: FederatedState, who: Tree, own: Tree, data: Batch
+        self, state: FederatedState, checked: bool, who: Tree, own: Tree, data: Batch
     ) -> tuple[Answers, Tree]:
         """One client: what it adds to the sums, and its row of the table."""
         client = self._client(state, who, own, data)
         reply = self.algorithm.client(client)
         sent = (reply.move, reply.more)
-        alive = who["present"] & finite((sent, reply.own))
+        alive = who["present"]
+        if checked:
+            alive &= finite((sent, reply.own))
         weight = reply.weight * (1.0 if self._uniform else client.examples)
         weight = jnp.where(alive, weight, 0.0)
 
