@@ -5,7 +5,7 @@
 100 clients of 60 digits each (drawn with replacement from the 1,437 of 8×8 pixels), all of them in
 every round, one local epoch in batches of 10, an MLP 64-200-200-10, SGD, the mean of what they
 send: FedAvg. All sides begin with the same weights and the same batches, and their parameters after
-a round must agree to 1e-5, or the benchmark ends.
+a round must agree to 1e-5, or a side is left out.
 
 Ours is measured twice. "Same batch" is the compiled round of `research.prepared.Prepared` on data
 that stays on the device, as all sides but FedJAX, pfl and Flower have it: compare with those. The
@@ -31,10 +31,12 @@ from typing import Any
 
 from harness import results, workers
 
-OURS, SCAN = "reigen, same batch", "scan by hand"
+OURS = "reigen, same batch"
+SCAN, UNROLLED = "scan by hand", "scan by hand, unrolled"
 WHOLE, HOST = "reigen, whole round", "reigen, host's part of it"
 PEERS = {
     SCAN: "scan",
+    UNROLLED: "unrolled",
     "NumPy by hand": "numpy",
     "PyTorch, loop by hand": "torch",
     "FedJAX": "fedjax",
@@ -65,7 +67,7 @@ def main() -> None:
             problem = str(Path(folder, "problem.npz"))
             metrics = running[OURS].call("parity", path=problem)
             missing = start_peers(running, problem, cpus, options)
-            parity = agree(running)
+            parity = agree(running, missing)
             versions = {name: running[name].call("version") for name in PEERS if name in running}
             experiment = running[OURS].call("experiment")
             timings = measure(running, options)
@@ -103,8 +105,8 @@ def parse() -> argparse.Namespace:
         "--widths",
         type=int,
         nargs="+",
-        default=[1, 5, 10, 100],
-        help="--federated.width of our sides; the first is the run's (1 5 10 100)",
+        default=[1, 10, 100],
+        help="--federated.width of our sides; the first is compared (1 10 100)",
     )
     parser.add_argument(
         "--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="SIDE", help="of the peers"
@@ -123,8 +125,8 @@ def start_peers(
     for name in options.only:
         side = PEERS[name]
         # Ours and what is written by hand in JAX run in one environment.
-        python = sys.executable if name == SCAN else options.peers_python
-        library = {"flower": "flwr", "scan": "jax"}.get(side, side)
+        python = sys.executable if "scan" in name else options.peers_python
+        library = {"flower": "flwr", "scan": "jax", "unrolled": "jax"}.get(side, side)
         found = subprocess.run([python, "-c", f"import {library}"], capture_output=True, text=True)
         if found.returncode and "ModuleNotFoundError" in found.stderr:
             missing[name] = found.stderr.strip().splitlines()[-1]
@@ -140,18 +142,16 @@ def start_peers(
     return missing
 
 
-def agree(running: dict[str, workers.Worker]) -> dict[str, float]:
-    """How far every side's parameters are from ours after a round. Raises SystemExit where that is
-    more than `TOLERANCE`."""
+def agree(running: dict[str, workers.Worker], missing: dict[str, str]) -> dict[str, float]:
+    """How far every side's parameters are from ours after a round. Those that differ by more than
+    `TOLERANCE` are left out."""
     parity = {}
     for name in [name for name in PEERS if name in running]:
         parity[name] = difference = running[name].call("parity")
+        print(f"{name}: parameters after a round are ours to {difference:.1e}", flush=True)
         if not difference <= TOLERANCE:
-            raise SystemExit(
-                f"{name} does not compute the same round: parameters differ by {difference:.2g}, "
-                f"and may by {TOLERANCE:g}"
-            )
-        print(f"{name}: same parameters as ours after a round, to {difference:.1e}")
+            missing[name] = f"its parameters differ by {difference:.2g} after a round"
+            running.pop(name).close()
     return parity
 
 
@@ -223,9 +223,10 @@ def report(timings: dict[str, workers.Timings], sides: dict[str, Any]) -> None:
         speed = sides[nearest]["over_ours"]["median"]
         met = "met" if speed >= 3 else "MISSED"
         print(f"{nearest}, the fastest system: {speed:.2f} times ours (goal: at least 3; {met})")
-    if SCAN in timings:
-        ratio = 1 / sides[SCAN]["over_ours"]["median"]
-        print(results.goal("ours over the scan by hand", ratio, 1.0))
+    for name in (SCAN, UNROLLED):
+        if name in sides:
+            ratio = 1 / sides[name]["over_ours"]["median"]
+            print(results.goal(f"ours over the {name}", ratio, 1.0))
 
 
 if __name__ == "__main__":

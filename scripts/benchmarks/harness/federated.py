@@ -64,6 +64,7 @@ class Side(Protocol):
 
 SIDES: dict[str, tuple[str, str | None]] = {
     "scan": ("harness.federated_by_hand:Scan", "jax"),
+    "unrolled": ("harness.federated_by_hand:UnrolledScan", "jax"),
     "numpy": ("harness.federated_by_hand:Numpy", "numpy"),
     "torch": ("harness.federated_by_hand:Torch", "torch"),
     "fedjax": ("harness.federated_systems:FedJax", "fedjax"),

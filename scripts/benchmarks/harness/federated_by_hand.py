@@ -6,11 +6,13 @@ logged, nobody drops out, and all clients weigh the same.
 
 import numpy as np
 
-from harness.federated import RATE, Problem
+from harness.federated import BATCH, EXAMPLES, RATE, Problem
 
 
 class Scan:
     """JAX, one program: a scan over clients, and in it a scan over their batches."""
+
+    unroll = 1
 
     def __init__(self, problem: Problem):
         import jax
@@ -28,7 +30,7 @@ class Scan:
 
         def fedavg(w: list[jax.Array], x: jax.Array, y: jax.Array) -> list[jax.Array]:
             def client(total: list[jax.Array], data: tuple[jax.Array, jax.Array]) -> tuple:
-                end, _ = jax.lax.scan(local, w, data)
+                end, _ = jax.lax.scan(local, w, data, unroll=self.unroll)
                 return [t + e for t, e in zip(total, end, strict=True)], None
 
             total, _ = jax.lax.scan(client, [jnp.zeros_like(a) for a in w], (x, y))
@@ -46,6 +48,12 @@ class Scan:
     def parameters(self) -> list[np.ndarray]:
         """See `Side`."""
         return [np.asarray(array) for array in self._w]
+
+
+class UnrolledScan(Scan):
+    """The same, with all batches of a client compiled as one."""
+
+    unroll = EXAMPLES // BATCH
 
 
 class Numpy:

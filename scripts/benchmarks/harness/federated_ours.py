@@ -49,7 +49,7 @@ def experiment(width: int) -> Experiment:
         model=MLPConfig(widths=WIDTHS),
         data=RedrawnDigits(name="digits", batch=BATCH),
         optimizer=OptimizerConfig(name="sgd", learning_rate=RATE, schedule="constant", clip=None),
-        federated=FederatedConfig("fedavg", cohort=CLIENTS, epochs=1, width=width),
+        federated=FederatedConfig("fedavg", cohort=CLIENTS, width=width),
         partition=PartitionConfig("iid", clients=CLIENTS),
         run=RunConfig(steps=1_000_000),
     )

@@ -236,7 +236,10 @@ class Flower:
 
         @server.main()
         def serve(grid: Grid, context: Context) -> None:
-            strategy = Timed(fraction_evaluate=0.0, min_available_nodes=CLIENTS)
+            # Without the minimum, a round begins with the nodes that are there by then.
+            strategy = Timed(
+                fraction_evaluate=0.0, min_train_nodes=CLIENTS, min_available_nodes=CLIENTS
+            )
             result = strategy.start(grid, ArrayRecord(self._w), num_rounds=rounds)
             self._w = result.arrays.to_numpy_ndarrays()
 
