@@ -18,7 +18,19 @@ from research.errors import UserError
 ATTEMPTS = 100
 """Draws of `dirichlet_by_label` until every client has its minimum."""
 
-Kind = Literal["iid", "shards", "dirichlet", "dirichlet_by_label", "quantity", "feature", "natural"]
+BY_LABEL = ("shards", "similarity", "dirichlet", "dirichlet_by_label")
+"""Kinds that need a label of each example."""
+
+Kind = Literal[
+    "iid",
+    "shards",
+    "similarity",
+    "dirichlet",
+    "dirichlet_by_label",
+    "quantity",
+    "feature",
+    "natural",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,8 @@ class PartitionConfig:
     """Who has which training example."""
 
     kind: Kind = "iid"
-    """iid: equal parts of a shuffle. shards: sorted by label and cut (McMahan 2017). dirichlet:
+    """iid: equal parts of a shuffle. shards: sorted by label and cut (McMahan 2017). similarity:
+    equal parts, partly of a shuffle and partly sorted by label (Karimireddy 2020). dirichlet:
     equal parts, each with a mixture of labels of its own (Hsu 2019). dirichlet_by_label: each label
     is shared out by a mixture of clients, so sizes differ too (Yurochkin 2019). quantity: like iid,
     of unequal sizes. feature: images turned, blurred and darkened by client; tables cut along a
@@ -38,6 +51,9 @@ class PartitionConfig:
     examples, for quantity), towards infinity all clients are alike."""
     shards_per_client: int = 2
     """For shards: how many each client gets, and so about how many labels."""
+    similarity: float = 0.1
+    """For similarity: share of each client's examples that are of a shuffle, from 0 (all sorted by
+    label) to 1 (iid)."""
     minimum: int = 1
     """Examples that each client has at least. natural leaves out clients with fewer;
     dirichlet_by_label draws again until all have them; the others give them to all."""
@@ -54,6 +70,10 @@ class PartitionConfig:
         for name in ("clients", "shards_per_client", "minimum"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)} cannot be: set 1 or more")
+        if not 0 <= self.similarity <= 1:
+            raise UserError(
+                f"similarity {self.similarity} is no share: set a number from 0 (0.1 for 10 %) to 1"
+            )
         if not 0 < self.alpha < np.inf:
             raise UserError(
                 f"alpha {self.alpha} is no concentration: set a number above 0 (0.1 for clients "
@@ -83,7 +103,7 @@ def partition(
     config.check()
     if labels.ndim == 1:
         _check_labels(labels, classes)
-    elif config.kind in ("shards", "dirichlet", "dirichlet_by_label"):
+    elif config.kind in BY_LABEL:
         raise UserError(
             f"{config.kind} deals out examples by their label, and a window of text has none: use "
             "natural, iid or quantity"
@@ -101,6 +121,8 @@ def partition(
     random = np.random.RandomState(config.seed)
     if config.kind == "shards":
         owners = _shards(labels, config, random)
+    elif config.kind == "similarity":
+        owners = _similar(labels, config, random)
     elif config.kind == "dirichlet":
         counts = _mixtures_of_labels(np.bincount(labels, minlength=classes), config, random)
         owners = by_counts(labels, counts, random)
@@ -179,6 +201,21 @@ def _shards(
     client = random.permutation(shards) // config.shards_per_client  # [shards]
     owners = np.empty(len(labels), np.int64)
     owners[np.argsort(labels, kind="stable")] = np.repeat(client, _even(len(labels), shards))
+    return owners
+
+
+def _similar(
+    labels: np.ndarray, config: PartitionConfig, random: np.random.RandomState
+) -> np.ndarray:
+    """Karimireddy et al. 2020 (arXiv 1910.06378, §7): of each client's examples a share of a
+    shuffle; the rest is sorted by label and cut, and each client gets a piece, at random."""
+    sizes = _even(len(labels), config.clients)
+    shared = np.rint(config.similarity * sizes).astype(np.int64)
+    some, rest = np.split(random.permutation(len(labels)), [shared.sum()])
+    turn = random.permutation(config.clients)
+    owners = np.empty(len(labels), np.int64)
+    owners[some] = np.repeat(np.arange(config.clients), shared)
+    owners[rest[np.argsort(labels[rest], kind="stable")]] = np.repeat(turn, (sizes - shared)[turn])
     return owners
 
 

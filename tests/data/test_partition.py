@@ -10,7 +10,7 @@ from research.data.partition import PartitionConfig, cut, partition
 from research.errors import UserError
 
 TEN = np.random.RandomState(5).permutation(np.repeat(np.arange(10), 600))  # like digits
-KINDS = ("iid", "shards", "dirichlet", "dirichlet_by_label", "quantity")
+KINDS = ("iid", "shards", "similarity", "dirichlet", "dirichlet_by_label", "quantity")
 
 
 def made(kind: str, labels: np.ndarray = TEN, classes: int = 10, **fields: object) -> Clients:
@@ -26,7 +26,7 @@ def test_every_example_is_with_one_client_and_no_client_is_empty(kind, alpha):
     for client in range(23):
         counts = np.bincount(TEN[clients[client]], minlength=10)
         np.testing.assert_array_equal(counts, clients.histogram[client])
-    if kind in ("iid", "dirichlet"):
+    if kind in ("iid", "similarity", "dirichlet"):
         assert np.ptp(clients.sizes) <= 1
 
 
@@ -48,6 +48,7 @@ def test_a_function_of_labels_and_config(kind):
     [
         ("iid", "baa07aed"),
         ("shards", "2e9484f3"),
+        ("similarity", "9d14e23f"),
     ],
 )
 def test_the_assignment_stays_the_same_on_every_numpy(kind, digest):
@@ -65,6 +66,24 @@ def test_shards_of_mcmahan():
     assert 1 <= np.sum(clients.histogram == 600) <= 20
     five = made("shards", labels, shards_per_client=5)
     assert set(five.sizes) == {600} and (five.histogram > 0).sum(axis=1).max() <= 5
+
+
+def test_similarity_of_karimireddy():
+    """20 clients of 300, ten labels of 600: without similarity a client has one label, with a tenth
+    30 examples of a shuffle and a piece of 270 of one or two labels."""
+    sorted_ = made("similarity", clients=20, similarity=0.0)
+    assert set(np.unique(sorted_.histogram)) == {0, 300}
+    tenth = made("similarity", clients=20, similarity=0.1)
+    assert set(tenth.sizes) == {300}
+    two = np.sort(tenth.histogram, axis=1)[:, -2:].sum(axis=1)
+    assert two.min() >= 270 and two.max() < 300
+    assert (tenth.histogram > 0).sum(axis=1).min() > 5  # of each label three in the mean
+    distances = [
+        made("similarity", clients=20, similarity=s).heterogeneity for s in (0, 0.1, 0.5, 1)
+    ]
+    assert distances == sorted(distances, reverse=True) and distances[0] == pytest.approx(0.9)
+    chance = 10 * np.sqrt(0.1 * 0.9 / (2 * np.pi * 300))  # of 300 random labels
+    assert distances[-1] == pytest.approx(chance, rel=0.2)
 
 
 def test_alpha_towards_infinity_is_iid_and_towards_zero_one_label():
@@ -110,7 +129,7 @@ def test_a_table_is_cut_into_ranges_of_a_column():
 
 def test_ten_thousand_clients():
     labels = np.repeat(np.arange(10), 6000)
-    for kind in ("iid", "shards", "dirichlet", "quantity"):
+    for kind in ("iid", "shards", "similarity", "dirichlet", "quantity"):
         clients = made(kind, labels, clients=10_000)
         assert clients.sizes.min() >= 1 and clients.sizes.sum() == 60_000
 
@@ -134,6 +153,8 @@ def test_parts_add_up():
         (PartitionConfig(alpha=0.0), "alpha 0.0 is no concentration: set a number above 0"),
         (PartitionConfig(alpha=-1.0), "alpha -1.0"),
         (PartitionConfig(alpha=float("nan")), "alpha nan"),
+        (PartitionConfig(similarity=10), "similarity 10 is no share: set a number from 0 .* to 1"),
+        (PartitionConfig(similarity=float("nan")), "similarity nan"),
         (PartitionConfig(seed=-1), "seed -1 is outside of 0 to 4294967295"),
         (PartitionConfig("shards", clients=4000), "4000 clients of 2 shards need 8000 .* 6000"),
         (
@@ -160,7 +181,7 @@ def test_a_label_with_no_client_is_named(kind):
 
 def test_windows_of_text_have_no_label():
     windows = np.zeros((50, 8), int)
-    for kind in ("shards", "dirichlet", "dirichlet_by_label"):
+    for kind in ("shards", "similarity", "dirichlet", "dirichlet_by_label"):
         with pytest.raises(UserError, match="a window of text has none: use natural"):
             made(kind, windows, 10, clients=5)
     assert set(made("iid", windows, 10, clients=5).sizes) == {10}
