@@ -128,6 +128,27 @@ def test_a_run_that_diverged_is_said_to_have_and_is_in_no_mean() -> None:
     assert table.endswith("Means are over the seeds that did not diverge.")
 
 
+def test_what_did_not_come_within_the_limit_is_said_and_is_in_no_mean() -> None:
+    never = float("inf")
+    numbers = [Number("some", 20.0, "rounds", "table 1"), Number("all", 30.0, "rounds", "table 1")]
+    measured = [
+        Measurement("some", [10.0, never, 30.0], "rounds", limit=50),
+        Measurement("all", [never] * 3, "rounds", limit=50),
+        Measurement("none", [4.0, 5.0, 6.0], "rounds", limit=50),
+    ]
+    some, all_, none = rows = compare(numbers, measured, [0, 1, 2], HERE)
+    assert (some.ours, some.limit, some.missed) == (20.0, 50, [1])
+    assert all_.ours is None and all_.missed == [0, 1, 2] and none.missed == []
+    assert (some.agrees, all_.agrees, none.agrees) == (False, False, None)
+    table = markdown(rows)
+    assert "| some | 20 | 20 ± 14, 1 of 3 not in 50 rounds | rounds | 3 | differs |" in table
+    assert "| all | 30 | 3 of 3 not in 50 rounds | rounds | 3 | differs |" in table
+    assert "all: 3 of 3 not in 50 rounds, where the paper has 30" in table
+    assert table.endswith("Means are over the seeds that got there.")
+    with pytest.raises(UserError, match="'some' is not finite"):
+        compare([], [Measurement("some", [1.0, never, 3.0], "rounds")], [0, 1, 2], HERE)
+
+
 @pytest.mark.parametrize(
     ("value", "spread", "text"),
     [

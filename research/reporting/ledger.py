@@ -48,6 +48,7 @@ class Measurement(NamedTuple):
     holds: Holds = "equal"  # ours to the paper's
     because: str = ""  # what of the set-up explains a difference that is known beforehand
     diverged: Sequence[int] = ()  # seeds whose run did: their values are left out, and it is said
+    limit: float | None = None  # in `unit`, how long was waited: a value of inf is "not in" so much
 
 
 class Provenance(NamedTuple):
@@ -67,7 +68,7 @@ class Row:
     paper: float | None
     """The paper's number (None: it has none that compares)."""
     ours: float | None
-    """The mean over the seeds that did not diverge (None: all did)."""
+    """The mean over the seeds that got there and did not diverge (None: no seed)."""
     unit: str
     source: str | None
     """Table, figure or section of the paper's number."""
@@ -84,14 +85,18 @@ class Row:
     commit: str
     diverged: list[int] = field(default_factory=list)
     """Of the seeds, those whose run did not get to its end."""
+    limit: float | None = None
+    """How long was waited for what is measured, in `unit` (None: for as long as it takes)."""
+    missed: list[int] = field(default_factory=list)
+    """Of the seeds, those with which it did not come within the limit."""
 
     @property
     def agrees(self) -> bool | None:
         """Whether ours holds beside the paper's within the tolerance; None without a paper's. With
-        a seed that diverged it does not."""
+        a seed that diverged, or did not get there, it does not."""
         if self.paper is None:
             return None
-        if self.diverged or self.ours is None:
+        if self.diverged or self.missed or self.ours is None:
             return False
         above = self.ours - self.paper
         below_enough = above <= self.tolerance or self.holds == "at least"
@@ -135,7 +140,8 @@ def compare(
     """A row for every measurement, in their order, with the paper's number of the same name.
 
     Raises UserError for a number of the paper that is not measured, for units that differ, for a
-    name that comes twice, and for a value that is not finite though its run did not diverge.
+    name that comes twice, and for a value that is not finite though its run did not diverge (inf
+    where there is a limit: not within it).
     """
     measured = [measurement.name for measurement in measurements]
     if doubles := {name for name in measured if measured.count(name) > 1}:
@@ -153,8 +159,14 @@ def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: 
     values = np.atleast_1d(np.asarray(ours.values, np.float64)).tolist()
     if drawn and len(values) != len(seeds):
         raise UserError(f"{ours.name!r} has {len(values)} values for {len(seeds)} seeds")
+    missed: list[int] = []
     if drawn:
-        values = [v for v, seed in zip(values, seeds, strict=True) if seed not in ours.diverged]
+        kept = [
+            (v, seed) for v, seed in zip(values, seeds, strict=True) if seed not in ours.diverged
+        ]
+        if ours.limit is not None:
+            missed = [seed for v, seed in kept if v == math.inf]
+        values = [v for v, seed in kept if seed not in missed]
     if not all(map(math.isfinite, values)):
         raise UserError(f"{ours.name!r} is not finite: {values}")
     if paper is not None and paper.unit != ours.unit:
@@ -174,6 +186,8 @@ def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: 
         seeds=seeds if drawn else [],
         **provenance._asdict(),
         diverged=list(ours.diverged),
+        limit=ours.limit,
+        missed=missed,
     )
 
 
@@ -214,12 +228,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _mean(row: Row, unit: str = "") -> str:
     """Ours, and how many runs it is not of; with its spread where the unit stands elsewhere."""
-    lost = f"{len(row.diverged)} of {len(row.seeds)} diverged"
+    lost = []
+    if row.diverged:
+        lost.append(f"{len(row.diverged)} of {len(row.seeds)} diverged")
+    if row.missed:
+        assert row.limit is not None
+        within = f"{figures(row.limit)} {row.unit}"
+        lost.append(f"{len(row.missed)} of {len(row.seeds)} not in {within}")
     if row.ours is None:
-        return lost
+        return ", ".join(lost)
     spread = "" if row.spread is None else f" ± {figures(row.spread, row.spread)}"
     mean = figures(row.ours, row.spread) + (f" {unit}" if unit else spread)
-    return f"{mean}, {lost}" if row.diverged else mean
+    return ", ".join([mean, *lost])
 
 
 def figures(value: float, spread: float | None = None) -> str:
@@ -234,8 +254,10 @@ def statement(rows: Sequence[Row]) -> list[str]:
     """In plain words, how ours stands to the paper's: a count, and a line for each difference; and
     what means are of, where runs diverged."""
     compared = [row for row in rows if row.agrees is not None]
-    left_out = [row for row in rows if row.diverged and row.ours is not None]
-    means = ["Means are over the seeds that did not diverge."] if left_out else []
+    some = [row for row in rows if row.ours is not None]
+    why = ["did not diverge"] if any(row.diverged for row in some) else []
+    why += ["got there"] if any(row.missed for row in some) else []
+    means = [f"Means are over the seeds that {' and '.join(why)}."] if why else []
     if not compared:
         return ["The paper has no number that compares.", *means]
     differ = [row for row in compared if not row.agrees]
