@@ -114,6 +114,7 @@ def draw(axes: Axes, results: Results) -> None:
         axes.axhline(1 - target, color="gray", linewidth=0.8, linestyle="dashed")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_minor_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("rounds")
     axes.set_ylabel("test error")
 
