@@ -125,7 +125,11 @@ def checkpoints(folder: Path) -> list[int]:
         ),
         (
             ["--asynchronous.rule", "plain", "--exchange.rule", "diloco"],
-            "plain and --exchange.rule diloco are two ways to learn together: set one of them to",
+            "--asynchronous.rule plain are 2 ways to learn together: set all but one of them",
+        ),
+        (
+            ["--federated.rule", "fedavg", "--federated.minimum", "11"],
+            "11 clients cannot answer of a cohort of 10: use --federated.minimum 10 or less",
         ),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
