@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research.data import TextConfig
 from research.errors import UserError
 from research.experiment import Experiment
+from research.learning import Federated
 from research.planning.inspection import Inspection, inspect
 from research.planning.step import Step
 from research.prepared import abstract_events, learner, with_replicas
@@ -26,6 +27,11 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
     Raises UserError for what cannot be compiled.
     """
     experiment.check()
+    if experiment.federated.rule != "none":
+        raise UserError(
+            "how many steps the clients of a round take is in their data, not in the compiled "
+            "round: inspect how one of them learns, with --federated.rule none"
+        )
     devices = jax.devices() if topology is None else _devices_of(topology)
     mesh = experiment.mesh.build(devices)
     experiment = with_replicas(experiment, mesh)
@@ -33,6 +39,7 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
     batch = experiment.data.batch
     sharding = sharding_of_batch(experiment, mesh)
     made = learner(experiment, specification, mesh)
+    assert not isinstance(made, Federated)
     is_text = isinstance(experiment.data, TextConfig)
     shapes = {
         "inputs": ((batch, *specification.shape), jnp.int32 if is_text else jnp.float32),

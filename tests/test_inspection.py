@@ -126,6 +126,7 @@ def test_shapes_are_known_before_the_data(data: Any) -> None:
     [
         (["--devices", 3, "--mesh.data", 2], "mesh data 2 = 2 devices, but 3 are here"),
         (["--topology", "v5e:2x4", "--devices", 2], "--topology brings its own devices"),
+        (["--federated.rule", "fedavg"], "inspect how one of them learns, with --federated.rule"),
         (["--mesh.stage", 2], "1 microbatch is fewer than the 2 stages"),
     ],
 )

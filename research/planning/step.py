@@ -6,15 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from research.errors import UserError
-from research.learning import (
-    Asynchronous,
-    BackupWorkers,
-    Federated,
-    Learner,
-    Replicated,
-    Synchronous,
-)
+from research.learning import Asynchronous, BackupWorkers, Replicated, Synchronous
 from research.models.model import LAYERS
 from research.parallel.layout import LAYOUT, axes_of_spec
 from research.parallel.schedules import PipelineConfig
@@ -35,13 +27,14 @@ class Step:
     """Around the learner, where there is one."""
 
     @classmethod
-    def of(cls, learner: Learner, model: Any, batch: int, pipeline: PipelineConfig) -> "Step":
-        """That of any learner, for `batch` rows over all devices."""
-        if isinstance(learner, Federated):
-            raise UserError(
-                "how many steps the clients of a round take is in their data, not in the compiled "
-                "round: inspect how one of them learns, with --federated.rule none"
-            )
+    def of(
+        cls,
+        learner: Synchronous | Replicated | Asynchronous | BackupWorkers,
+        model: Any,
+        batch: int,
+        pipeline: PipelineConfig,
+    ) -> "Step":
+        """That of a learner whose steps are all alike, for `batch` rows over all devices."""
         platform = learner.mesh.devices.flat[0].platform
         if isinstance(learner, Replicated):
             rows = batch // learner.replicas.count
