@@ -7,6 +7,7 @@ configs (the models, the data sets) comes back as what it was.
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -93,6 +94,20 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
+
+
+def check_bounds(section: str, bounds: Iterable[tuple[str, Any, bool, str]]) -> None:
+    """Raises UserError for the first of (name, value, whether it fits, what is wanted), the fields
+    of a `section` of the experiment, that does not fit."""
+    for name, value, fits, wanted in bounds:
+        if not fits:
+            raise UserError(f"--{section}.{name} {value} must be {wanted}")
+
+
+def multiples_near(number: int, of: int) -> str:
+    """The multiples next to a `number` that is none, such as `4 or 8`."""
+    below = number - number % of
+    return f"{below} or {below + of}" if below else f"{of}"
 
 
 def _fits(annotation: Any, value: Any) -> bool:

@@ -33,7 +33,7 @@ from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
 from research.rows import Rows, rows_of_batch, rows_of_cohort, seats_of
 from research.training.checkpoints import Checkpoints
-from research.training.evaluation import summary, totals_of
+from research.training.evaluation import evaluate, summary, totals_of
 from research.training.evaluation_of_clients import evaluate_by_client, evaluate_personal
 from research.training.folder import RunFolder
 
@@ -123,7 +123,7 @@ class Prepared:
         parts = evaluation_batches(split, count, self.evaluated.own, limit)
         placed = (self.evaluated.place(rows) for rows in parts)
         if clients is None or self.mesh.shape["stage"] > 1:
-            return summary(totals_of(self._compiled("evaluate"), state, placed), self.dataset.unit)
+            return evaluate(self._compiled("evaluate"), state, placed, self.dataset.unit)
         chosen = evaluated_examples(len(split), count, limit)
         totals = totals_of(self._compiled("evaluate_each"), state, placed)[: len(chosen)]
         metrics = summary(totals, self.dataset.unit) | evaluate_by_client(totals, chosen, clients)

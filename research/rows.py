@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from research.configuration import multiples_near
 from research.errors import UserError
 from research.experiment import Experiment
 from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
@@ -46,11 +47,10 @@ def rows_of_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
 def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
     """Clients over `replica`. Raises UserError for a cohort that does not divide."""
     cohort, devices = experiment.federated.cohort, mesh.shape["replica"]
-    if excess := cohort % devices:
-        below = f"{cohort - excess} or " if cohort > devices else ""
+    if cohort % devices:
         raise UserError(
             f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
-            f"--federated.cohort {below}{cohort - excess + devices}"
+            f"--federated.cohort {multiples_near(cohort, devices)}"
         )
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
     return Rows.of(sharding, cohort)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from research.data.dataset import Dataset, Example, NaturalClients, one
+from research.data.dataset import Dataset, Example, NaturalClients, Source, one
 from research.data.download import PublishedFile, cache_folder, find, save_atomically
 from research.data.roles import read_speeches, split_roles, windows_of
 from research.data.vocabulary import (
@@ -107,19 +107,7 @@ class TextConfig:
         test = validation
         if self.test_fraction:
             test = windows("test", text[validation_end:], stride=self.context)
-        from research.models.specification import Specification  # imports JAX
-
-        return Dataset(
-            name=self.source,
-            train=train,
-            validation=validation,
-            test=test,
-            specification=Specification(shape=(self.context,), classes=vocabulary.size),
-            unit="tokens",
-            vocabulary=vocabulary,
-            digest=hashlib.sha256(text.encode()).hexdigest(),
-            test_is_validation=not self.test_fraction,
-        )
+        return self._dataset(text, vocabulary, train, validation, test)
 
     def _load_roles(self) -> Dataset:
         roles = split_roles(read_speeches(), self.validation_fraction, self.test_fraction)
@@ -132,6 +120,20 @@ class TextConfig:
         test = validation
         if self.test_fraction:
             test = windows_of(roles, "test", self.context, vocabulary.encode)
+        owned = NaturalClients(
+            tuple(role.name for role in roles), train.owners, validation.owners, test.owners
+        )
+        return self._dataset(text, vocabulary, train, validation, test, owned)
+
+    def _dataset(
+        self,
+        text: str,
+        vocabulary: Vocabulary,
+        train: Source,
+        validation: Source,
+        test: Source,
+        clients: NaturalClients | None = None,
+    ) -> Dataset:
         from research.models.specification import Specification  # imports JAX
 
         return Dataset(
@@ -144,9 +146,7 @@ class TextConfig:
             vocabulary=vocabulary,
             digest=hashlib.sha256(text.encode()).hexdigest(),
             test_is_validation=not self.test_fraction,
-            clients=NaturalClients(
-                tuple(role.name for role in roles), train.owners, validation.owners, test.owners
-            ),
+            clients=clients,
         )
 
     def specification(self) -> "Specification":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from research.configuration import multiples_near
 from research.errors import UserError
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.objective import Totals, cross_entropy
@@ -113,13 +114,12 @@ class Pipelined:
 
 def _check_sequence(sequence: int, mesh: Mesh) -> None:
     stages, context = mesh.shape["stage"], mesh.shape["context"]
-    if excess := sequence % (stages * context):
+    if sequence % (stages * context):
         product = f"stage {stages}" + (f" × context {context}" if context > 1 else "")
-        below, above = sequence - excess, sequence - excess + stages * context
         raise UserError(
             f"the loss of a sequence is shared by the stages, and {sequence} tokens do not divide "
             f"over {product} = {stages * context}: use --data.context "
-            + (f"{below} or {above}" if below else f"{above}")
+            f"{multiples_near(sequence, stages * context)}"
         )
 
 
@@ -134,11 +134,10 @@ def into_rounds(parameters: Tree, rounds: int, stages: int) -> Tree:
         if path[0].key != LAYERS:
             return leaf
         layers = leaf.shape[0]
-        if excess := layers % parts:
-            below = f"{layers - excess} or " if layers > parts else ""
+        if layers % parts:
             raise UserError(
                 f"layers {layers} do not divide over stage {stages} × {rounds} rounds = {parts}: "
-                f"use --model.layers {below}{layers - excess + parts}, or another --pipeline.rounds"
+                f"use --model.layers {multiples_near(layers, parts)}, or another --pipeline.rounds"
             )
         return leaf.reshape(rounds, leaf.shape[0] // rounds, *leaf.shape[1:])
 

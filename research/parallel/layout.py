@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from research.configuration import multiples_near
 from research.errors import UserError
 
 
@@ -84,12 +85,10 @@ def _does_not_divide(
 ) -> str:
     parts = math.prod(mesh.shape[a] for a in split)
     product = " × ".join(split)
-    below, above = size - size % parts, size + parts - size % parts
-    sizes = f"{below} or {above}" if below else f"{above}"
     smaller = math.gcd(size, parts)
     return (
-        f"{name} {size} does not divide over {product} = {parts}: use {name} {sizes}, "
-        f"or a mesh with {product} = {smaller}"
+        f"{name} {size} does not divide over {product} = {parts}: use {name} "
+        f"{multiples_near(size, parts)}, or a mesh with {product} = {smaller}"
     )
 
 

@@ -37,7 +37,7 @@ from research.models.dispatch import capacity_of
 from research.models.model import LAYERS
 from research.parallel.layout import axes_of_spec
 from research.parallel.wire import wire_share
-from research.planning.step import Passes, Step, passes_of
+from research.planning.step import Passes, Step, bytes_on_a_device, passes_of
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ def _exchanges(replicas: Replicated) -> Iterator[Expected]:
 
 def _fetched(step: Step) -> Expected:
     """What the worker has whose turn it is, from those devices that hold its copy to all."""
-    size = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(step.learner.abstract_state.parameters)
-    )
+    size = bytes_on_a_device(step.learner.abstract_state.parameters)
     return _sum(step, ("replica",), "what a worker has fetched", "2 P (n-1)/n", size)
 
 

@@ -4,7 +4,6 @@ Nothing here runs the step, and nothing needs its data or parameters: a program 
 compiled, and read, on one machine with none of them.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from research.parallel.collectives import Collective, collectives
 from research.parallel.hlo import parse
 from research.parallel.layout import axes_of_spec, names_of
 from research.planning.communication import Expected, expected
-from research.planning.step import Step, passes_of
+from research.planning.step import Step, bytes_on_a_device, passes_of
 
 LARGE = 2**20
 """Bytes from which on a parameter that is whole on every device is worth a warning."""
@@ -151,7 +150,7 @@ def inspect(
 
 def _memory(compiled: jax.stages.Compiled, step: Step) -> Memory:
     state = step.state
-    parameters, optimizer = _bytes(state.parameters), _bytes(state.optimizer)
+    parameters, optimizer = bytes_on_a_device(state.parameters), bytes_on_a_device(state.optimizer)
     planned: Any = compiled.memory_analysis()
     arguments, temporaries = planned.argument_size_in_bytes, planned.temp_size_in_bytes
     results = planned.output_size_in_bytes - planned.alias_size_in_bytes
@@ -159,18 +158,10 @@ def _memory(compiled: jax.stages.Compiled, step: Step) -> Memory:
         parameters=parameters,
         gradients=parameters,
         optimizer=optimizer,
-        batch=max(arguments - _bytes(state), 0),
+        batch=max(arguments - bytes_on_a_device(state), 0),
         activations=max(temporaries - parameters, 0),
         temporaries=temporaries,
         total=arguments + results + temporaries,
-    )
-
-
-def _bytes(tree: Any) -> int:
-    """On one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 
@@ -182,9 +173,9 @@ def _placed(step: Step) -> Iterator[Placed]:
             name="/".join(str(each.key) for each in path),
             shape=leaf.shape,
             split=tuple("×".join(names_of(entry)) for entry in entries),
-            bytes=_bytes(leaf),
+            bytes=bytes_on_a_device(leaf),
             is_whole=bool(splitting) and not {*axes_of_spec(leaf.sharding.spec)} & {*splitting},
-            is_large=_bytes(leaf) >= LARGE,
+            is_large=bytes_on_a_device(leaf) >= LARGE,
         )
 
 

@@ -4,12 +4,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from research.learning import Asynchronous, BackupWorkers, Replicated, Synchronous
 from research.models.model import LAYERS
 from research.parallel.layout import LAYOUT, axes_of_spec
 from research.parallel.schedules import PipelineConfig
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """Of all arrays of a `tree`, by their shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 @dataclass(frozen=True)

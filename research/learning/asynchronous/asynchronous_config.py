@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+from research.configuration import check_bounds, multiples_near
 from research.errors import UserError
 from research.learning.asynchronous.asynchronous import Asynchronous
 from research.learning.asynchronous.backup_workers import BackupWorkers
@@ -69,7 +70,7 @@ class AsynchronousConfig:
         width, decay, latency = self.bandwidth, self.compensation_decay, self.latency
         widest = 1 if self.durations == "uniform" else 10
         bounds = f"0 or more, at most {widest} for {self.durations} durations"
-        for name, value, fits, wanted in (
+        fields = (
             ("workers", self.workers, self.workers >= 1, "1 or more"),
             ("seconds", self.seconds, 0 < self.seconds < inf, "more than 0, and finite"),
             ("spread", self.spread, 0 <= self.spread <= widest, bounds),
@@ -79,9 +80,8 @@ class AsynchronousConfig:
             ("compensation", self.compensation, self.compensation >= 0, "0 or more"),
             ("compensation-decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or None"),
             ("share", self.share, 0 < self.share <= 1, "more than 0, at most 1"),
-        ):
-            if not fits:
-                raise UserError(f"--asynchronous.{name} {value} must be {wanted}")
+        )
+        check_bounds("asynchronous", fields)
         if self.rule != "backup_workers":
             return
         if not 0 <= self.backup < self.workers:
@@ -89,11 +89,10 @@ class AsynchronousConfig:
                 f"--asynchronous.backup {self.backup} of {self.workers} workers leaves none to "
                 f"wait for, or is negative: use 0 to {self.workers - 1}"
             )
-        if excess := batch % self.workers:
-            below = f"{batch - excess} or " if batch > self.workers else ""
+        if batch % self.workers:
             raise UserError(
                 f"batch {batch} does not divide over {self.workers} workers: use --data.batch "
-                f"{below}{batch - excess + self.workers}, or other --asynchronous.workers"
+                f"{multiples_near(batch, self.workers)}, or other --asynchronous.workers"
             )
 
     def build(self, one: Synchronous) -> Asynchronous | BackupWorkers:
@@ -102,11 +101,10 @@ class AsynchronousConfig:
         Raises UserError where the workers do not divide over the mesh.
         """
         devices = one.mesh.shape["replica"]
-        if excess := self.workers % devices:
-            below = f"{self.workers - excess} or " if self.workers > devices else ""
+        if self.workers % devices:
             raise UserError(
                 f"{self.workers} workers do not divide over --mesh.replica {devices}: use "
-                f"--asynchronous.workers {below}{self.workers - excess + devices}, or a "
+                f"--asynchronous.workers {multiples_near(self.workers, devices)}, or a "
                 f"--mesh.replica that divides {self.workers}"
             )
         durations = Durations(self.durations, self.seconds, self.spread, self.slow_factor)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import optax
 
+from research.configuration import check_bounds
 from research.errors import UserError
 from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations
 from research.learning.federated.algorithm import Algorithm, Tree
@@ -122,7 +123,7 @@ class FederatedConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""
-        for name, value, fits, wanted in (
+        bounds = (
             ("cohort", self.cohort, self.cohort >= 1, "1 or more"),
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
             ("mu", self.mu, self.mu >= 0, "0 or more"),
@@ -137,9 +138,8 @@ class FederatedConfig:
             ("stragglers", self.stragglers, 0 <= self.stragglers <= 1, "0 or more, at most 1"),
             ("minimum", self.minimum, self.minimum >= 1, "1 or more"),
             ("width", self.width, self.width >= 1, "1 or more"),
-        ):
-            if not fits:
-                raise UserError(f"--federated.{name} {value} must be {wanted}")
+        )
+        check_bounds("federated", bounds)
         if self.minimum > self.cohort:
             raise UserError(
                 f"--federated.minimum {self.minimum} clients cannot answer of a cohort of "

@@ -5,6 +5,7 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
+from research.configuration import check_bounds, multiples_near
 from research.errors import UserError
 from research.exchange import Exchange, adasum, hierarchical_mean, mean, powersgd, top_k, two_shot
 from research.exchange.codecs import CODECS
@@ -116,7 +117,7 @@ class ExchangeConfig:
             )
         count, first, alpha = self.replicas, self.first_local_step, self.alpha
         rate, momentum = self.outer_learning_rate, self.outer_momentum
-        for name, value, fits, wanted in (
+        bounds = (
             ("period", self.period, self.period >= 1, "1 or more"),
             ("groups", self.groups, self.groups >= 1, "1 or more"),
             ("replicas", count, count is None or count >= 1, "1 or more, or None"),
@@ -130,9 +131,8 @@ class ExchangeConfig:
             ("fragments", self.fragments, self.fragments >= 1, "1 or more"),
             ("overlap", self.overlap, self.overlap >= 0, "0 or more"),
             ("mixing", self.mixing, 0 <= self.mixing <= 1, "0 or more, at most 1"),
-        ):
-            if not fits:
-                raise UserError(f"--exchange.{name} {value} must be {wanted}")
+        )
+        check_bounds("exchange", bounds)
         if self.rule == "streaming_diloco":
             self._check_fragments()
         if self.compression != "none" and self.rule not in COMPRESSED:
@@ -167,11 +167,10 @@ class ExchangeConfig:
             return self
         devices = mesh.shape["replica"]
         count = self.replicas or devices
-        if excess := count % devices:
-            below = f"{count - excess} or " if count > devices else ""
+        if count % devices:
             raise UserError(
                 f"{count} replicas do not divide over --mesh.replica {devices}: use "
-                f"--exchange.replicas {below}{count - excess + devices}, or a --mesh.replica that "
+                f"--exchange.replicas {multiples_near(count, devices)}, or a --mesh.replica that "
                 f"divides {count}"
             )
         size, seats = count // self.groups, count // devices

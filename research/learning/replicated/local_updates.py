@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from research.exchange import Exchange, Message, Moment, Replicas, mean
 from research.exchange.message import of_leaves
-from research.learning.replicated.rule import Rule, Sending, alone, always, at, every
+from research.learning.replicated.rule import Rule, Sending, alone, always, at, before, every
 
 Tree = Any
 
@@ -58,10 +58,7 @@ def post_local_sgd(period: int, first: int, exchange: Exchange | None = None) ->
     w_r ← w̄  where H divides t - t'         from then on
     """
     exchange = mean() if exchange is None else exchange
-    late = every(period, first)
-
-    def early(step: Any) -> Any:
-        return step < first
+    early, late = before(first), every(period, first)
 
     def sendings(shapes: Tree, replicas: Replicas) -> list[Sending]:
         messages = exchange.messages(shapes, replicas)
@@ -96,10 +93,7 @@ def diloco(
     begins with a model that was pretrained; here, up to t' = `first` steps every optimizer gets ḡ.
     """
     exchange, pretraining = mean() if exchange is None else exchange, mean()
-    when = every(period, first)
-
-    def early(step: Any) -> Any:
-        return step < first
+    early, when = before(first), every(period, first)
 
     def init(parameters: Tree) -> Outer:
         velocity = jax.tree.map(jnp.zeros_like, parameters) if momentum else ()

@@ -77,6 +77,11 @@ def every(period: int, first: int = 0) -> When:
     return lambda step: (step >= first) & ((step - first + 1) % period == 0)
 
 
+def before(first: int) -> When:
+    """In the steps before step `first`."""
+    return lambda step: step < first
+
+
 def at(when: When, apply: Apply) -> Apply:
     """`apply` in the steps that `when` says; in the others the tree and the state pass."""
 
