@@ -137,6 +137,24 @@ def metrics() -> Callable[[Path], list[dict[str, Any]]]:
 
 
 @pytest.fixture
+def resumed(tmp_path: Path, research: "Research", until: Any) -> Callable[..., tuple[Path, Path]]:
+    """`resumed(config, *words)`: the folders of a run that was killed after some steps and resumed
+    on 4 devices, and of the same run that nothing happened to."""
+
+    def run(config: Path, *words: Any) -> tuple[Path, Path]:
+        whole, folder = tmp_path / "whole", tmp_path / "run"
+        research("train", config, *words, "--run.directory", whole)
+        process = research.start("train", config, *words, "--run.directory", folder)
+        until(lambda: read_metrics(folder)[3:], process)
+        process.kill()
+        process.wait()
+        research("resume", folder, "--cpu-devices", 4)
+        return folder, whole
+
+    return run
+
+
+@pytest.fixture
 def losses() -> Callable[[Path], dict[int, float]]:
     """The loss of every step of a run that logs each step; the order and number of lines is
     checked."""

@@ -180,17 +180,11 @@ PIPELINE = [
 
 
 def test_a_pipeline_is_resumed_bit_for_bit_and_by_other_schedules_and_meshes(
-    config: Path, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+    config: Path, tmp_path: Path, research: Any, resumed: Any, losses: Losses
 ) -> None:
     """In two rounds, where layers are stored as [rounds, layers a round, ...]."""
     rounds = ["--pipeline.schedule", "interleaved"]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    research("train", config, *PIPELINE, *rounds, "--run.directory", whole)
-    process = research.start("train", config, *PIPELINE, *rounds, "--run.directory", folder)
-    until(lambda: metrics(folder)[3:], process)
-    process.kill()
-    process.wait()
-    research("resume", folder, "--cpu-devices", 4)
+    folder, whole = resumed(config, *PIPELINE, *rounds)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)
 
@@ -222,16 +216,10 @@ REPLICAS = [
 
 
 def test_replicas_that_differ_are_resumed_bit_for_bit_and_on_other_meshes(
-    config: Path, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+    config: Path, tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
 ) -> None:
     """Between two exchanges, where each has parameters of its own."""
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    research("train", config, *REPLICAS, "--run.directory", whole)
-    process = research.start("train", config, *REPLICAS, "--run.directory", folder)
-    until(lambda: metrics(folder)[3:], process)
-    process.kill()
-    process.wait()
-    research("resume", folder, "--cpu-devices", 4)
+    folder, whole = resumed(config, *REPLICAS)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)
     sent, total = ([r[n] for r in metrics(folder)] for n in ("bytes_sent", "bytes_sent_total"))
@@ -315,16 +303,10 @@ WORKERS = [
 
 
 def test_a_server_is_resumed_bit_for_bit_and_on_another_mesh(
-    config: Path, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+    config: Path, tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
 ) -> None:
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    research("train", config, *WORKERS, "--run.directory", whole)
-    process = research.start("train", config, *WORKERS, "--run.directory", folder)
-    until(lambda: metrics(folder)[3:], process)
-    process.kill()
-    process.wait()
     other = tmp_path / "other"
-    research("resume", folder, "--cpu-devices", 4)
+    folder, whole = resumed(config, *WORKERS)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)
     names = ("staleness", "staleness_mean", "staleness_0", "virtual_seconds", "bytes_sent_total")

@@ -26,16 +26,11 @@ SERVER = ["--federated.server.name", "adam", "--federated.server.learning-rate",
 
 
 def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
-    tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+    tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
 ) -> None:
-    config, whole, folder = tmp_path / "rounds.py", tmp_path / "whole", tmp_path / "run"
+    config = tmp_path / "rounds.py"
     config.write_text(CONFIG)
-    research("train", config, *MESH, *SERVER, "--run.directory", whole)
-    process = research.start("train", config, *MESH, *SERVER, "--run.directory", folder)
-    until(lambda: metrics(folder)[3:], process)
-    process.kill()
-    process.wait()
-    research("resume", folder, "--cpu-devices", 4)
+    folder, whole = resumed(config, *MESH, *SERVER)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)
     names = ("clients", "clients_dropped", "bytes_sent_total", "validation_loss")
@@ -59,17 +54,12 @@ def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
 
 @pytest.mark.parametrize("rule", ["fedrep", "fedbuff"])
 def test_own_heads_and_late_clients_are_resumed_bit_for_bit(
-    rule: str, tmp_path: Path, research: Any, until: Any, metrics: Any, losses: Losses
+    rule: str, tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
 ) -> None:
-    config, whole, folder = tmp_path / "rounds.py", tmp_path / "whole", tmp_path / "run"
+    config = tmp_path / "rounds.py"
     config.write_text(CONFIG)
     how = [*SERVER, "--federated.rule", rule, "--federated.fine-tuning", 2]
-    research("train", config, *MESH, *how, "--run.directory", whole)
-    process = research.start("train", config, *MESH, *how, "--run.directory", folder)
-    until(lambda: metrics(folder)[3:], process)
-    process.kill()
-    process.wait()
-    research("resume", folder, "--cpu-devices", 4)
+    folder, whole = resumed(config, *MESH, *how)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)
     names = ("bytes_sent_total", "validation_personal_loss_worst_tenth", "virtual_seconds")
