@@ -1,27 +1,30 @@
-"""Which plan computes several replicas of one device faster: both are tried, on the run's own step.
+"""Which plan computes replicas of one device faster, or clients: all are tried, on the run's step.
 
 Side by side (`vmap`), products are larger and keep an accelerator busier; one after another
-(`scan`), replicas need the memory of one, and what they work on may stay in a processor's cache.
-Which counts for more depends on model, batch and machine: `--exchange.plan auto` measures. The plan
-is then written down with the run, so that all of it, resumed or not, is computed alike.
+(`scan`), replicas need the memory of one, and what they work on may stay in a processor's cache;
+clients may also come in groups (`chunk`). Which counts for more depends on model, batch and
+machine: `--exchange.plan auto` and `--federated.plan auto` measure. The plan is then written down
+with the run, so that all of it, resumed or not, is computed alike.
 """
 
 import contextlib
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research.learning.replicated.replicated import Plan
+from research.experiment import Experiment
 from research.parallel.processes import compile_together, shared
 from research.prepared import Prepared
 
-PLANS: tuple[Plan, ...] = ("scan", "vmap")
 ROUNDS = 5
-"""Steps of each plan that are timed, in turns, after one that is not."""
+"""Steps of each plan that are timed, in turns, after one that is not,"""
+PATIENCE = 60.0
+"""or as many as take about so many seconds, but one."""
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -29,47 +32,80 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 def settled(
     prepared: Prepared, say: Callable[[str], None], clock: Callable[[], float] = time.perf_counter
 ) -> Prepared:
-    """`prepared` by the faster plan, where its plan is `auto` and a device has several replicas;
-    else as it is.
+    """`prepared` by the fastest plan, where its plan is `auto` and a device has several replicas
+    or clients; else as it is.
 
     `say` is told the median times; `clock` tells seconds. Of several processes, all take the choice
     of process 0. What was learned meanwhile is thrown away.
     """
-    seats = prepared.seats
-    if prepared.experiment.exchange.plan != "auto" or seats == 1:
+    plans = plans_of(prepared)
+    if not plans:
         return prepared
-    tried = {plan: prepared.with_plan(plan) for plan in PLANS}
-    try:
-        with jax.set_mesh(prepared.mesh):
-            times = timed({plan: each.compile() for plan, each in tried.items()}, prepared, clock)
+    tried = {plan: prepared.with_experiment(each) for plan, each in plans.items()}
+    lines: list[str] = []
+    while len(tried) > 1:
+        try:
+            with jax.set_mesh(prepared.mesh):
+                steps = {plan: each.compile() for plan, each in tried.items()}
+                times = timed(steps, prepared, clock)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            widest, _ = tried.popitem()
+            lines.append(f"{widest} needs more memory than there is")
+            continue
         medians = {plan: statistics.median(seconds) for plan, seconds in times.items()}
-        best = min(PLANS, key=lambda plan: medians[plan])
-        told = ", ".join(f"{1e3 * medians[plan]:.1f} ms by {plan}" for plan in PLANS)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        best, told = "scan", "vmap needs more memory than there is"
-    plan = shared("exchange plan", best)
-    say(f"a step of {seats} replicas a device: {told}; --exchange.plan {plan} is taken")
-    return next(tried[each] for each in PLANS if each == plan)
+        fastest = min(medians, key=lambda plan: medians[plan])
+        tried = {fastest: tried[fastest]}
+        lines += [f"{1e3 * seconds:.1f} ms by {plan}" for plan, seconds in medians.items()]
+    plan = shared("plan", next(iter(tried)))
+    is_round = prepared.experiment.federated.rule != "none"
+    what = "a round of {} clients" if is_round else "a step of {} replicas"
+    flag = "--federated.plan" if is_round else "--exchange.plan"
+    say(f"{what.format(prepared.seats)} a device: {', '.join(lines)}; {flag} {plan} is taken")
+    return tried.get(plan) or prepared.with_experiment(plans[plan])
+
+
+def plans_of(prepared: Prepared) -> dict[str, Experiment]:
+    """What can be chosen from, that first which needs the least memory; nothing where the plan is
+    given, or there is one on a device."""
+    experiment, seats = prepared.experiment, prepared.seats
+    exchange, federated = experiment.exchange, experiment.federated
+    if seats == 1:
+        return {}
+    if federated.rule != "none":
+        plans = federated.plans(seats)
+        return {name: replace(experiment, federated=each) for name, each in plans.items()}
+    return {name: replace(experiment, exchange=each) for name, each in exchange.plans().items()}
 
 
 def timed(
-    steps: dict[Plan, Step], prepared: Prepared, clock: Callable[[], float]
-) -> dict[Plan, list[float]]:
+    steps: dict[str, Step], prepared: Prepared, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds of every timed step, by plan; all on the batch of the first step."""
     state: Any = compile_together(prepared.learner.init.lower())()
     first = jnp.copy(state.step)
-    times: dict[Plan, list[float]] = {plan: [] for plan in steps}
+    times: dict[str, list[float]] = {plan: [] for plan in steps}
     with contextlib.closing(prepared.feed(0)) as feed:  # type: ignore[type-var]
         batch = next(feed)
-        for number in range(1 + ROUNDS):
+
+        def turn() -> None:
+            nonlocal state
             for plan, step in steps.items():
                 # As if it were the first: else parameters might meet in steps of one plan only.
                 state = jax.block_until_ready(state._replace(step=jnp.copy(first)))
                 began = clock()
                 state, _ = jax.block_until_ready(step(state, batch))
-                seconds = clock() - began
-                if number > 0:
-                    times[plan].append(seconds)
+                times[plan].append(clock() - began)
+
+        turn()
+        longest = sum(seconds.pop() for seconds in times.values())
+        # Of several processes, all have to make as many.
+        for _ in range(int(shared(f"turns of {len(steps)} plans", str(turns(longest))))):
+            turn()
     return times
+
+
+def turns(seconds: float) -> int:
+    """How many of so many seconds each are timed."""
+    return min(ROUNDS, max(1, int(PATIENCE / max(seconds, 1e-9))))

@@ -25,7 +25,6 @@ from research.data import (
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Federated, Learner, Replicated, State, Synchronous, Totals
-from research.learning.replicated.replicated import Plan
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import abstract, batch_sharding
@@ -81,16 +80,18 @@ class Prepared:
 
     @property
     def seats(self) -> int:
-        """Replicas on a device."""
+        """Replicas on a device, or clients of a round."""
+        if self.federation is not None:
+            return self.rows.count // self.mesh.shape["replica"]
         return seats_of(self.experiment, self.mesh)
 
-    def with_plan(self, plan: Plan) -> "Prepared":
-        """The same, with several replicas of a device computed by `plan`; nothing is compiled."""
+    def with_experiment(self, experiment: Experiment) -> "Prepared":
+        """The same data on the same mesh for an `experiment` that differs in how it is computed;
+        nothing is compiled."""
         made = copy.copy(self)
-        exchange = replace(self.experiment.exchange, plan=plan)
-        made.experiment = replace(self.experiment, exchange=exchange)
+        made.experiment = experiment
         made.learner = learner(
-            made.experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
+            experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
         )
         made._step, made._evaluations = None, {}
         return made

@@ -1,4 +1,4 @@
-"""`--exchange.plan auto`: the faster of two plans by a clock, the same for all that is computed."""
+"""Plan `auto`: the fastest by a clock, the same for all that is computed."""
 
 import itertools
 import json
@@ -14,15 +14,17 @@ import pytest
 from research.experiment import (
     ExchangeConfig,
     Experiment,
+    FederatedConfig,
     MeshConfig,
     MLPConfig,
     OptimizerConfig,
+    PartitionConfig,
     RunConfig,
     TableConfig,
 )
 from research.inspection import inspect_experiment
 from research.parallel.launch import launch
-from research.plans import ROUNDS, settled
+from research.plans import ROUNDS, settled, turns
 from research.prepared import Prepared
 from research.runs import resume, train
 
@@ -48,7 +50,7 @@ def clock_of(durations: Iterable[float]) -> Callable[[], float]:
 def told(scan: list[float], vmap: list[float]) -> tuple[Prepared, list[str]]:
     """What is taken where the steps last so long; the first of either is not to count."""
     lines: list[str] = []
-    durations = [50.0, 70.0, *itertools.chain.from_iterable(zip(scan, vmap, strict=True))]
+    durations = [5.0, 7.0, *itertools.chain.from_iterable(zip(scan, vmap, strict=True))]
     return settled(Prepared(experiment("auto")), lines.append, clock_of(durations)), lines
 
 
@@ -81,6 +83,38 @@ def test_what_does_not_fit_side_by_side_is_computed_one_after_another() -> None:
     assert "more memory than there is" in lines[0]
 
 
+def rounds(cohort: int = 96, **words: Any) -> Experiment:
+    return Experiment(
+        model=MLPConfig(widths=(8,)),
+        data=TableConfig(batch=8),
+        optimizer=OptimizerConfig(name="sgd", schedule="constant"),
+        mesh=MeshConfig(replica=8, data=1),
+        federated=FederatedConfig("fedavg", cohort=cohort, plan="auto", **words),
+        partition=PartitionConfig("iid", clients=96),
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "plan", "width"),
+    [((1, 2, 3), "scan", None), ((2, 1, 3), "chunk", 6), ((3, 2, 1), "vmap", None)],
+)
+def test_the_fastest_of_three_plans_for_clients_is_taken(
+    times: tuple[int, ...], plan: str, width: int | None
+) -> None:
+    """Of the 12 clients of a device 6 are a group: all would be another plan."""
+    lines: list[str] = []
+    taken = settled(Prepared(rounds()), lines.append, clock_of(itertools.cycle(times)))
+    chosen = taken.experiment.federated
+    assert (chosen.plan, chosen.width) == (plan, width)
+    assert f"{1e3 * times[1]:.1f} ms by chunk --federated.width 6" in lines[0]
+    words = f"chunk --federated.width {width}" if width else plan
+    assert lines[0].endswith(f"--federated.plan {words} is taken")
+
+
+def test_long_rounds_are_timed_fewer_times() -> None:
+    assert [turns(seconds) for seconds in (0.0, 10.0, 25.0, 1000.0)] == [ROUNDS, ROUNDS, 2, 1]
+
+
 def test_nothing_is_measured_without_a_choice() -> None:
     def broken() -> float:
         raise AssertionError("was asked for the time")
@@ -88,6 +122,8 @@ def test_nothing_is_measured_without_a_choice() -> None:
     for plan, replicas in (("auto", 8), ("vmap", 16)):  # one replica a device; a plan
         before = Prepared(experiment(plan, replicas))
         assert settled(before, print, broken) is before
+    alone = Prepared(rounds(cohort=8))  # one client a device
+    assert settled(alone, print, broken) is alone
 
 
 def test_nothing_is_measured_to_inspect() -> None:

@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[1, 10, 100],
-        help="--federated.width of our sides; the first is compared (1 10 100)",
+        help="clients side by side of our sides; the first is compared (1 10 100)",
     )
     parser.add_argument(
         "--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="SIDE", help="of the peers"

@@ -43,7 +43,7 @@ def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     research("resume", whole, "--cpu-devices", 4, "--run.steps", 10)
-    one = ["--cpu-devices", 1, "--mesh.replica", 1, "--mesh.tensor", 1, "--federated.width", 2]
+    one = ["--cpu-devices", 1, "--mesh.replica", 1, "--mesh.tensor", 1, "--federated.plan", "vmap"]
     research("resume", other, *one, "--run.steps", 10)
     assert losses(other) == pytest.approx(losses(whole), rel=RELATIVE)
     assert "step 10, test split" in research("evaluate", other, *one).stdout

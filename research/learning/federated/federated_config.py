@@ -118,8 +118,13 @@ class FederatedConfig:
     minimum: int = 1
     """Clients without whose answers a round ends the run."""
 
-    width: int = 1
-    """Clients of a device that are computed side by side (1: one after another)."""
+    plan: Literal["scan", "vmap", "chunk", "auto"] = "scan"
+    """How the clients of one device are computed: one after another, side by side, or so many of
+    them side by side at a time (--federated.width); auto takes the fastest, by a few rounds of each
+    before the run."""
+
+    width: int | None = None
+    """Clients that are side by side by plan chunk (None: about 10)."""
 
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""
@@ -137,14 +142,31 @@ class FederatedConfig:
             ("failing", self.failing, 0 <= self.failing < 1, "0 or more, and below 1"),
             ("stragglers", self.stragglers, 0 <= self.stragglers <= 1, "0 or more, at most 1"),
             ("minimum", self.minimum, self.minimum >= 1, "1 or more"),
-            ("width", self.width, self.width >= 1, "1 or more"),
+            ("width", self.width, self.width is None or self.width >= 1, "1 or more"),
         )
         check_bounds("federated", bounds)
+        if self.width is not None and self.plan in ("scan", "vmap"):
+            raise UserError(
+                f"--federated.width {self.width} is of another plan than {self.plan}: use "
+                "--federated.plan chunk, or --federated.width None"
+            )
         if self.minimum > self.cohort:
             raise UserError(
                 f"--federated.minimum {self.minimum} clients cannot answer of a cohort of "
                 f"{self.cohort}: use --federated.minimum {self.cohort} or less"
             )
+
+    def plans(self, here: int) -> "dict[str, FederatedConfig]":
+        """Of plan `auto` what is tried for the clients of a device, `here` of them, by name; of
+        another one nothing."""
+        if self.plan != "auto":
+            return {}
+        tried = {"scan": replace(self, plan="scan", width=None)}
+        if groups := _divisors(here)[1:-1]:
+            width = self.width or _about_ten(groups)
+            chunk = replace(self, plan="chunk", width=width)
+            tried[f"chunk --federated.width {width}"] = chunk
+        return tried | {"vmap": replace(self, plan="vmap", width=None)}
 
     def build(
         self, one: Synchronous, local: OptimizerConfig, rounds: int, population: int
@@ -153,14 +175,6 @@ class FederatedConfig:
         by the `local` optimizer."""
         self._check_local(local)
         server = self.server.build(rounds)
-        devices = one.mesh.shape["replica"]
-        here = self.cohort // devices
-        if here % min(self.width, here):
-            fits = [w for w in range(1, here + 1) if here % w == 0]
-            raise UserError(
-                f"--federated.width {self.width} does not divide the {here} clients of a device: "
-                f"use one of {', '.join(map(str, fits))}"
-            )
         arguments = (
             one,
             self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters),
@@ -171,7 +185,7 @@ class FederatedConfig:
             local.learning_rate_schedule(rounds),
             local.learning_rate,
             Population(population, self.cohort, self.minimum),
-            self.width,
+            self._width_of(self.cohort // one.mesh.shape["replica"]),
             self.weighting == "uniform",
             self.fine_tuning,
         )
@@ -179,6 +193,18 @@ class FederatedConfig:
             return Federated(*arguments)
         durations = Durations(self.durations)
         return Buffered(*arguments, arrivals=Arrivals(durations, self.concurrency, one.seed))
+
+    def _width_of(self, here: int) -> int:
+        """Of `here` clients of a device, how many are side by side (auto: nothing was measured)."""
+        if self.plan != "chunk":
+            return here if self.plan == "vmap" else 1
+        width = min(self.width or _about_ten(_divisors(here)), here)
+        if here % width:
+            raise UserError(
+                f"--federated.width {width} does not divide the {here} clients of a device: "
+                f"use one of {', '.join(map(str, _divisors(here)))}"
+            )
+        return width
 
     def _check_local(self, local: OptimizerConfig) -> None:
         """That clients take steps of the kind that the equations are about."""
@@ -220,3 +246,11 @@ class FederatedConfig:
         if self.rule == "q_fedavg":
             return q_fedavg(server, self.q)
         return fedavg(server)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def _about_ten(widths: list[int]) -> int:
+    return min(widths, key=lambda width: abs(width - 10))

@@ -105,6 +105,12 @@ class ExchangeConfig:
     takes the faster, by 6 steps of each before the run. (It is not the default: what is faster may
     change with the load of a machine, and with the plan the last digits of a run.)"""
 
+    def plans(self) -> "dict[str, ExchangeConfig]":
+        """Of plan `auto` what is tried, by name; of another one nothing."""
+        if self.plan != "auto":
+            return {}
+        return {"scan": replace(self, plan="scan"), "vmap": replace(self, plan="vmap")}
+
     def check(self, mesh: MeshConfig) -> None:
         """Raises UserError for a value that no run can have."""
         many = max(self.replicas or 1, mesh.replica)

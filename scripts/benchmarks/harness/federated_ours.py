@@ -45,11 +45,15 @@ class RedrawnDigits(ImagesConfig):
 
 def experiment(width: int) -> Experiment:
     """All clients in every round, `width` of them side by side."""
+    plan: Any = {1: "scan", CLIENTS: "vmap"}.get(width, "chunk")
+    federated = FederatedConfig("fedavg", cohort=CLIENTS, plan=plan)
+    if plan == "chunk":
+        federated = replace(federated, width=width)
     return Experiment(
         model=MLPConfig(widths=WIDTHS),
         data=RedrawnDigits(name="digits", batch=BATCH),
         optimizer=OptimizerConfig(name="sgd", learning_rate=RATE, schedule="constant", clip=None),
-        federated=FederatedConfig("fedavg", cohort=CLIENTS, width=width),
+        federated=federated,
         partition=PartitionConfig("iid", clients=CLIENTS),
         run=RunConfig(steps=1_000_000),
     )

@@ -253,11 +253,13 @@ def test_clients_that_fail_keep_what_they_had() -> None:
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "scaffold", "mimelite", "fednova"])
-@pytest.mark.parametrize(("devices", "width"), [(1, 3), (2, 3)])
-def test_rounds_do_not_depend_on_where_clients_are(rule: Any, devices: int, width: int) -> None:
+@pytest.mark.parametrize(("devices", "plan", "width"), [(1, "chunk", 3), (2, "vmap", None)])
+def test_rounds_do_not_depend_on_where_clients_are(
+    rule: Any, devices: int, plan: Any, width: int | None
+) -> None:
     config = replace(CONFIG, rule=rule, cohort=CLIENTS)
     expected, _ = run(config)
-    state, _ = run(replace(config, width=width), devices=devices)
+    state, _ = run(replace(config, plan=plan, width=width), devices=devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), state, expected)
 
 
@@ -293,12 +295,22 @@ def test_the_compiled_round_sums_what_clients_send_once() -> None:
     )
 
 
+def test_a_width_that_does_not_divide_is_named_with_those_that_do() -> None:
+    config = replace(CONFIG, cohort=CLIENTS, plan="chunk", width=4)
+    with pytest.raises(UserError, match="does not divide the 6 clients .* use one of 1, 2, 3, 6"):
+        build(config, LOCAL, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"cohort": 0}, "--federated.cohort 0 must be 1 or more"),
         ({"epochs": 0}, "--federated.epochs 0 must be 1 or more"),
         ({"failing": 1.0}, "--federated.failing 1.0 must be 0 or more, and below 1"),
+        (
+            {"width": 3},
+            "--federated.width 3 is of another plan than scan: use --federated.plan chunk",
+        ),
         ({"minimum": 4}, "4 clients cannot answer of a cohort of 3: use --federated.minimum 3"),
     ],
 )

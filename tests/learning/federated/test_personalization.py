@@ -225,13 +225,13 @@ def test_q_fedavg_serves_the_worst_client_better() -> None:
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.rule)
-@pytest.mark.parametrize(("devices", "width"), [(1, 3), (2, 3)])
+@pytest.mark.parametrize(("devices", "plan", "width"), [(1, "chunk", 3), (2, "vmap", None)])
 def test_rounds_do_not_depend_on_where_clients_are(
-    config: FederatedConfig, devices: int, width: int
+    config: FederatedConfig, devices: int, plan: Any, width: int | None
 ) -> None:
     config = replace(config, cohort=CLIENTS)
     expected, _ = run(config, rounds=2)
-    state, _ = run(replace(config, width=width), rounds=2, devices=devices)
+    state, _ = run(replace(config, plan=plan, width=width), rounds=2, devices=devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), state, expected)
 
 
