@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from research.configuration import check, from_json, nearest, to_json
-from research.data import ImagesConfig, PartitionConfig, TableConfig, TextConfig
+from research.data import (
+    ImagesConfig,
+    PartitionConfig,
+    SyntheticConfig,
+    TableConfig,
+    TextConfig,
+)
 from research.errors import UserError
 from research.learning import (
     AsynchronousConfig,
@@ -45,13 +51,14 @@ __all__ = [
     "PipelineConfig",
     "ResNetConfig",
     "RunConfig",
+    "SyntheticConfig",
     "TableConfig",
     "TextConfig",
     "TransformerConfig",
 ]
 
 Model = TransformerConfig | MLPConfig | CNNConfig | ResNetConfig | LinearConfig
-Data = TextConfig | ImagesConfig | TableConfig
+Data = TextConfig | ImagesConfig | TableConfig | SyntheticConfig
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """What models learn from: corpora, images and tables, and which examples make each step's batch.
 
-A config (`TextConfig`, `ImagesConfig`, `TableConfig`) loads a `Dataset`: train, validation and
-test sources of NumPy examples, and what they ask of a model. `Batches` says which examples make
-the batch of a step, as a pure function of (seed, step); `evaluation_batches` walks a split in
-order. `federate` deals a data set out to clients, as a `PartitionConfig` says. Files come from
-`$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
+A config (`TextConfig`, `ImagesConfig`, `TableConfig`, `SyntheticConfig`) loads a `Dataset`: train,
+validation and test sources of NumPy examples, and what they ask of a model. `Batches` says which
+examples make the batch of a step, as a pure function of (seed, step); `evaluation_batches` walks a
+split in order. `federate` deals a data set out to clients, as a `PartitionConfig` says. Files come
+from `$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
 """
 
 from research.data.batches import Batches, evaluated_examples, evaluation_batches
@@ -17,6 +17,7 @@ from research.data.held_out import HeldOut
 from research.data.images import ImagesConfig
 from research.data.partition import PartitionConfig
 from research.data.shift import ImageShift
+from research.data.synthetic import SyntheticConfig
 from research.data.tables import TableConfig
 from research.data.text import TextConfig, TokenWindows
 from research.data.vocabulary import Vocabulary, vocabulary_from_json
@@ -33,6 +34,7 @@ __all__ = [
     "LabeledArrays",
     "PartitionConfig",
     "Source",
+    "SyntheticConfig",
     "TableConfig",
     "TextConfig",
     "TokenWindows",
