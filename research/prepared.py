@@ -172,6 +172,7 @@ def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.M
         federated.failing,
         federated.stragglers,
         mesh.shape["replica"],
+        federated.straggling == "partial",
     )
 
 

@@ -36,11 +36,13 @@ class Cohorts:
         failing: float = 0.0,
         stragglers: float = 0.0,
         devices: int = 1,
+        waiting: bool = True,
     ):
         """`cohort` clients a round, who go `epochs` times through their examples in batches of
-        `batch` (None: of all they have). The share `failing` of them does not answer; the share
-        `stragglers` does only a part of its epochs, drawn from 1 to all. Clients lie on `devices`
-        so that each has about as much to do.
+        `batch` (None: of all they have). The share `failing` of them does not answer. The share
+        `stragglers` of a round, rounded, does only a part of its epochs, drawn from 1 to all, and
+        without `waiting` does not answer either. Clients lie on `devices` so that each has about as
+        much to do.
 
         Raises UserError for a cohort that the population cannot make; `devices` divide it.
         """
@@ -54,7 +56,7 @@ class Cohorts:
         self.cohort, self.epochs, self.seed = cohort, epochs, seed
         self.batch = int(clients.sizes.max()) if batch is None else batch
         self._sampling, self._failing, self._stragglers = sampling, failing, stragglers
-        self._devices = devices
+        self._devices, self._waiting = devices, waiting
         self._per_epoch = -(-clients.sizes // self.batch)  # [population] steps
         self.steps = int(self._per_epoch.max()) * epochs
 
@@ -77,8 +79,12 @@ class Cohorts:
         each row the `client`, its `steps` and `examples`, and whether it is `present`."""
         members = self.members(step)[np.asarray(rows, np.int64)]
         draws = Draws(self.seed)
-        epochs = [self._epochs_of(draws, step, client) for client in members]
-        present = [not self._fails(draws, step, client) for client in members]
+        slow = self._straggling(draws, step)
+        epochs = [slow.get(client, self.epochs) for client in members]
+        present = [
+            not self._fails(draws, step, client) and (self._waiting or client not in slow)
+            for client in members
+        ]
         shuffles = (draws.at(SHUFFLE, step, client) for client in members)
         return self._read(members, epochs, shuffles, self.steps) | {"present": np.array(present)}
 
@@ -179,13 +185,16 @@ class Cohorts:
     def _fails(self, draws: "Draws", step: int, client: int) -> bool:
         return bool(self._failing) and draws.at(FAILING, step, client).random() < self._failing
 
-    def _epochs_of(self, draws: "Draws", step: int, client: int) -> int:
-        if not self._stragglers:
-            return self.epochs
-        drawn = draws.at(STRAGGLING, step, client).random()
-        if drawn >= self._stragglers:
-            return self.epochs
-        return 1 + int(drawn / self._stragglers * self.epochs)
+    def _straggling(self, draws: "Draws", step: int) -> dict[int, int]:
+        """The stragglers of a round, with their epochs: a rounded share of its cohort, so that it
+        is known how many are left."""
+        count = round(self._stragglers * self.cohort)
+        if not count:
+            return {}
+        members = self._chosen(step)
+        drawn = {client: draws.at(STRAGGLING, step, client).random(2) for client in members}
+        slow = sorted(members, key=lambda client: drawn[client][0])[:count]
+        return {client: 1 + int(drawn[client][1] * self.epochs) for client in slow}
 
 
 class Draws:

@@ -46,7 +46,7 @@ def test_without_a_batch_all_examples_are_one() -> None:
 
 
 def test_a_clients_draws_do_not_depend_on_who_else_is_there() -> None:
-    few, all_ = cohorts(failing=0.5, stragglers=0.5, epochs=3), cohorts(6, epochs=3, stragglers=0.5)
+    few, all_ = cohorts(failing=0.5, epochs=3), cohorts(6, epochs=3)
     for step in range(4):
         some, everyone = few.rows(step, range(3)), all_.rows(step, range(6))
         for row, client in enumerate(some["client"]):
@@ -100,6 +100,20 @@ def test_failing_and_straggling_have_their_shares() -> None:
     steps = np.array([rows["steps"] for rows in rounds])
     np.testing.assert_allclose(np.mean(steps < most), 0.5 * 3 / 4, atol=0.04)
     assert steps.min() >= 1
+
+
+def test_so_many_of_a_round_straggle_and_none_of_them_answers_who_is_not_waited_for() -> None:
+    partial = cohorts(5, epochs=50, stragglers=0.4)
+    drop = cohorts(5, epochs=50, stragglers=0.4, waiting=False)
+    for step in range(20):
+        waited, left = partial.rows(step, range(5)), drop.rows(step, range(5))
+        assert waited["present"].all() and left["present"].sum() == 5 - 2
+        np.testing.assert_array_equal(waited["steps"], left["steps"])
+        epochs = waited["steps"] / partial._per_epoch[waited["client"]]
+        # Whoever does less than all its epochs is dropped (1 of 50 times a straggler does all).
+        assert not left["present"][epochs < 50].any()
+        # A row by itself is as in its round.
+        assert drop.rows(step, [3])["present"] == left["present"][[3]]
 
 
 def test_what_only_fills_up_is_told() -> None:

@@ -113,7 +113,12 @@ class FederatedConfig:
     """Share of clients that do not answer in a round, drawn anew in each."""
 
     stragglers: float = 0.0
-    """Share of clients that do only some of their epochs in a round, from 1 to all of them."""
+    """Share of a round's clients, rounded, that do only some of their epochs, from 1 to all of
+    them."""
+
+    straggling: Literal["partial", "drop"] = "partial"
+    """What becomes of stragglers: the server takes what they have done (Li 2020), or drops them, as
+    fedavg did."""
 
     minimum: int = 1
     """Clients without whose answers a round ends the run."""
@@ -150,10 +155,14 @@ class FederatedConfig:
                 f"--federated.width {self.width} is of another plan than {self.plan}: use "
                 "--federated.plan chunk, or --federated.width None"
             )
-        if self.minimum > self.cohort:
+        dropped = round(self.stragglers * self.cohort) if self.straggling == "drop" else 0
+        if self.minimum > self.cohort - dropped:
+            without = f" without its {dropped} stragglers" if dropped else ""
+            most = self.cohort - dropped
+            way_out = f"--federated.minimum {most} or less" if most else "fewer stragglers"
             raise UserError(
                 f"--federated.minimum {self.minimum} clients cannot answer of a cohort of "
-                f"{self.cohort}: use --federated.minimum {self.cohort} or less"
+                f"{self.cohort}{without}: use {way_out}"
             )
 
     def plans(self, here: int) -> "dict[str, FederatedConfig]":

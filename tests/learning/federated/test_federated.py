@@ -311,6 +311,15 @@ def test_a_width_that_does_not_divide_is_named_with_those_that_do() -> None:
             {"width": 3},
             "--federated.width 3 is of another plan than scan: use --federated.plan chunk",
         ),
+        (
+            {"stragglers": 0.6, "straggling": "drop", "minimum": 2},
+            "2 clients cannot answer of a cohort of 3 without its 2 stragglers: use "
+            "--federated.minimum 1",
+        ),
+        (
+            {"stragglers": 1.0, "straggling": "drop"},
+            "1 clients cannot answer of a cohort of 3 without its 3 stragglers: use fewer",
+        ),
         ({"minimum": 4}, "4 clients cannot answer of a cohort of 3: use --federated.minimum 3"),
     ],
 )
