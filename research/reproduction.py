@@ -9,7 +9,7 @@ all: runs in run folders of their own, gone on with where they were interrupted;
 import ast
 import runpy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +61,9 @@ class Reproduction:
     """The figure."""
     cpu_devices: int = 1
     """Virtual devices on a machine without accelerators, where --cpu-devices does not say."""
+    for_accelerators: Collection[str] = ()
+    """Variants that take hours on a CPU: they are left out where there is nothing else, and have no
+    runs in the results."""
     may_diverge: bool = False
     """Whether a loss that is not finite is a result, reported as such, and no mistake: such runs
     have nan for their test metrics, and `Measurement.diverged` has their seeds."""
@@ -125,7 +128,7 @@ def reproduce(
     chosen = list(seeds or (reproduction.seeds[:1] if quick else reproduction.seeds))
     if len(set(chosen)) < len(chosen) or min(chosen) < 0:
         raise UserError(f"seeds {' '.join(map(str, chosen))}: give different ones, 0 or more")
-    variants = reproduction.variants(quick)
+    variants = _possible(reproduction, quick)
     with ExitStack() as stack:
         if directory is None and quick:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reproduce-")))
@@ -161,6 +164,17 @@ def _load(path: Path) -> Reproduction:
     if not isinstance(found, Reproduction):
         raise UserError(f"{path} defines no `reproduction = Reproduction(...)`")
     return found
+
+
+def _possible(reproduction: Reproduction, quick: bool) -> dict[str, Experiment]:
+    """The variants that this machine is for; those left out are printed."""
+    variants = dict(reproduction.variants(quick))
+    if jax.default_backend() != "cpu":
+        return variants
+    left_out = [name for name in variants if name in reproduction.for_accelerators]
+    if left_out:
+        print(f"left out, since they take hours without an accelerator: {'; '.join(left_out)}")
+    return {name: variants[name] for name in variants if name not in left_out}
 
 
 def _make_devices(cpu_devices: int) -> None:

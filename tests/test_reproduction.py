@@ -329,6 +329,30 @@ def test_a_run_that_diverges_is_a_result_where_the_experiment_says_so(
         monkeypatch.setattr("research.runs.resume", None)
 
 
+def test_what_takes_hours_is_left_to_accelerators_and_said_to_be(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny / "experiment.py"
+    rows = """lambda results: [
+        Measurement(rule, [run.last("loss") for run in results.runs.get(rule, ())], "nats")
+        for rule in ("every_step", "local_sgd")
+    ]"""
+    text = file.read_text().replace("measure=measure", f"measure={rows}")
+    file.write_text(text.replace("draw=draw", 'draw=draw, for_accelerators=["local_sgd"]'))
+    number = {"name": "local_sgd", "value": 1, "unit": "nats", "source": "table 1"}
+    (tiny / "paper.json").write_text(json.dumps(PAPER | {"numbers": [number]}))
+    assert main(words(tiny)) == 0
+    shown = capsys.readouterr().out
+    assert "left out, since they take hours without an accelerator: local_sgd" in shown
+    assert "[2/2] every_step, seed 1" in shown
+    one, local = read_rows(tiny / "results.json")
+    assert one.was_run and one.seeds == [0, 1]
+    assert not local.was_run and local.agrees is None and local.paper == 1
+    readme = (tiny / "README.md").read_text()
+    assert "| local_sgd | 1 | not run here | nats |  |  |" in readme
+    assert "1 of 2 rows were not run here." in readme
+
+
 def test_a_run_of_another_experiment_is_not_taken_for_this_one(
     tiny: Path, mistake: Callable[..., str]
 ) -> None:

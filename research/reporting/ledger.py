@@ -42,7 +42,7 @@ class Measurement(NamedTuple):
     """What we measured, and how near to the paper's number it has to be."""
 
     name: str  # that of the paper's number, if it has one
-    values: float | Sequence[float]  # one a seed; a number alone: nothing in it is drawn
+    values: float | Sequence[float]  # one a seed; alone: nothing in it is drawn; none: not run
     unit: str
     tolerance: float = 0.0  # in `unit`
     holds: Holds = "equal"  # ours to the paper's
@@ -68,7 +68,7 @@ class Row:
     paper: float | None
     """The paper's number (None: it has none that compares)."""
     ours: float | None
-    """The mean over the seeds that got there and did not diverge (None: no seed)."""
+    """The mean over the seeds that got there and did not diverge (None: no seed, or not run)."""
     unit: str
     source: str | None
     """Table, figure or section of the paper's number."""
@@ -78,7 +78,7 @@ class Row:
     holds: Holds
     because: str
     seeds: list[int]
-    """None of them where nothing is drawn."""
+    """None of them where nothing is drawn, or nothing was run."""
     command: str
     hardware: str
     versions: dict[str, str]
@@ -91,10 +91,15 @@ class Row:
     """Of the seeds, those with which it did not come within the limit."""
 
     @property
+    def was_run(self) -> bool:
+        """Whether anything was: some things are left to other machines."""
+        return self.ours is not None or len(self.seeds) > 0
+
+    @property
     def agrees(self) -> bool | None:
-        """Whether ours holds beside the paper's within the tolerance; None without a paper's. With
-        a seed that diverged, or did not get there, it does not."""
-        if self.paper is None:
+        """Whether ours holds beside the paper's within the tolerance; None without a paper's, or
+        without ours. With a seed that diverged, or did not get there, it does not."""
+        if self.paper is None or not self.was_run:
             return None
         if self.diverged or self.missed or self.ours is None:
             return False
@@ -155,7 +160,7 @@ def compare(
 
 
 def _row(paper: Number | None, ours: Measurement, seeds: list[int], provenance: Provenance) -> Row:
-    drawn = np.ndim(ours.values) > 0
+    drawn = np.ndim(ours.values) > 0 and np.size(ours.values) > 0
     values = np.atleast_1d(np.asarray(ours.values, np.float64)).tolist()
     if drawn and len(values) != len(seeds):
         raise UserError(f"{ours.name!r} has {len(values)} values for {len(seeds)} seeds")
@@ -215,7 +220,8 @@ HEADINGS = ("what", "paper", "ours", "unit", "seeds", "beside the paper")
 
 def _cells(row: Row) -> tuple[str, ...]:
     sign = {"equal": "", "at most": "≤ ", "at least": "≥ "}[row.holds]
-    verdict = {None: "no number to compare", True: "agrees", False: "differs"}[row.agrees]
+    lacking = "no number to compare" if row.was_run else ""
+    verdict = {None: lacking, True: "agrees", False: "differs"}[row.agrees]
     return (
         row.name,
         "" if row.paper is None else sign + figures(row.paper),
@@ -228,6 +234,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _mean(row: Row, unit: str = "") -> str:
     """Ours, and how many runs it is not of; with its spread where the unit stands elsewhere."""
+    if not row.was_run:
+        return "not run here"
     lost = []
     if row.diverged:
         lost.append(f"{len(row.diverged)} of {len(row.seeds)} diverged")
@@ -258,6 +266,8 @@ def statement(rows: Sequence[Row]) -> list[str]:
     why = ["did not diverge"] if any(row.diverged for row in some) else []
     why += ["got there"] if any(row.missed for row in some) else []
     means = [f"Means are over the seeds that {' and '.join(why)}."] if why else []
+    if missing := sum(not row.was_run for row in rows):
+        means.append(f"{missing} of {len(rows)} rows were not run here.")
     if not compared:
         return ["The paper has no number that compares.", *means]
     differ = [row for row in compared if not row.agrees]
