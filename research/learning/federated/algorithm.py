@@ -56,7 +56,8 @@ class Algorithm(NamedTuple):
     """`personal(client)`: the parameters that suit a client best; None: the server's, as for
     all."""
     sent: Callable[[Server], tuple[Tree, Tree]] = _like_the_server
-    """`sent(server)`: trees as large as what a client is sent, and as what it sends."""
+    """`sent(server)`: trees as large as what a client is sent, and as what it sends; this one like
+    (move, more), if the aggregation may be more than a mean."""
     clusters: int | None = None
     """Models of the server's, whose parameters are [clusters, ...] each; None: one, without that
     axis."""

@@ -15,10 +15,17 @@ class Answers(NamedTuple):
     """Sums over clients."""
 
     weight: jax.Array
-    replies: Tree  # of move and more, by weight
+    replies: Tree  # of move and more, by weight; () where they are kept side by side
     buffers: Tree  # by weight
     sums: Sums
     alive: jax.Array  # clients
+
+
+class Updates(NamedTuple):
+    """Of clients by themselves, [cohort, ...]."""
+
+    sent: Tree  # move and more; zeros of those that are not alive; () where sums are enough
+    alive: jax.Array  # bool
 
 
 def told(batch: Batch) -> tuple[Batch, Batch]:

@@ -5,11 +5,14 @@ device clients follow one another, each from the server's parameters (`Algorithm
 they send back is added up as it comes, so that a device never holds more than it computes at once,
 and then over `replica`, once. A client's model may be split over all other axes of the mesh.
 
-Clients that fail, or send what is not finite, weigh nothing and are counted. Draws are those of
-(seed, round, client): who else is in the cohort, and where a client is computed, changes none.
+Clients that fail, or send what is not finite, weigh nothing and are counted. What they send may be
+more than averaged (`Aggregation`), and is kept side by side where a stage has to see it so. Draws
+are those of (seed, round, client): who else is in the cohort, and where a client is computed,
+changes none.
 
-What crosses the wire over `replica` is an all-reduce of what is averaged, and of scalars; of the
-table of clients, where the algorithm has one, the rows of the cohort.
+What crosses the wire over `replica` is an all-reduce of what is averaged, and of scalars, or an
+all-gather of what lies side by side; of the table of clients, where the algorithm has one, the rows
+of the cohort.
 """
 
 from collections.abc import Callable
@@ -22,10 +25,14 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from research.errors import UserError
 from research.exchange.replicas import DEVICE, Replicas
+from research.exchange.stages import size_of
+from research.learning.federated.aggregation import Aggregation
 from research.learning.federated.algorithm import Algorithm, Replies, Server
-from research.learning.federated.answers import HELD, Answers, finite, told
+from research.learning.federated.answers import HELD, Answers, Updates, finite, told
 from research.learning.federated.client import Client, Local
+from research.learning.federated.parts import like
 from research.learning.federated.personal import personal
 from research.learning.federated.state import FederatedState, Population, shardings
 from research.learning.gradients import Batch, Tree
@@ -40,7 +47,8 @@ class Federated:
     `one` is how a client alone learns, with `optimizer` (of a rate that does not change) and
     `rate` by round; so many clients of a device are computed side by side (`width`; 1: one after
     another). `uniform` counts clients alike, else by their examples. Clients take `fine_tuning`
-    local steps before each is evaluated by itself. The interface is that of `Synchronous`, and what
+    local steps before each is evaluated by itself; `aggregation` makes one of what they send (None:
+    the mean). The interface is that of `Synchronous`, and what
     is evaluated for all, sampled and exported is the server's (the mean of its models, if several).
     """
 
@@ -56,7 +64,9 @@ class Federated:
         width: int = 1,
         uniform: bool = False,
         fine_tuning: int = 0,
+        aggregation: Aggregation | None = None,
     ):
+        """Raises UserError for a model that keeps what no stage sees."""
         self.one = one
         self.mesh = one.mesh
         self.specification = one.specification
@@ -70,6 +80,12 @@ class Federated:
         self._split = one.mesh.size > self._devices
         self._width = width
         self._fine_tuning = fine_tuning
+        self.aggregation = aggregation or Aggregation(seed=one.seed)
+        if not self.aggregation.plain and jax.tree.leaves(one.abstract_state.buffers):
+            raise UserError(
+                "this model keeps statistics of its batches, which are averaged over clients as "
+                "they are, past --federated.aggregation: use --model.normalization group"
+            )
 
         divides = self._rows % self._devices == 0
         whole = NamedSharding(one.mesh, P())
@@ -137,9 +153,8 @@ class Federated:
     def observe(self, step: int, state: FederatedState) -> dict[str, Any]:
         """After `step` rounds: `bytes_sent` by server and cohort together in the last of them and
         `bytes_sent_total` in all."""
-        sent = self.algorithm.sent(Server(state.parameters, state.shared, state.optimizer))
-        of_one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
-        each = self.population.cohort * of_one
+        down, up = self.algorithm.sent(Server(state.parameters, state.shared, state.optimizer))
+        each = self.population.cohort * (size_of(down) + self.aggregation.sent(up))
         return {"bytes_sent": each, "bytes_sent_total": step * each}
 
     # A round ------------------------------------------------------------------------------------
@@ -151,14 +166,16 @@ class Federated:
             drawn = [self.one.drawn(number)[0] for number in range(clusters)]
             servers = jax.tree.map(lambda *each: jnp.stack(each), *drawn)
         zero = jnp.zeros((), jnp.int32)
+        shared, inside = self.algorithm.shared(parameters), self._server.init(servers)
         return FederatedState(
             zero,
             servers,
             buffers,
-            self._server.init(servers),
-            self.algorithm.shared(parameters),
+            inside,
+            shared,
             self._table(parameters),
             zero,
+            self.aggregation.init(self.algorithm.sent(Server(servers, shared, inside))[1]),
         )
 
     def _table(self, parameters: Tree) -> Tree:
@@ -191,18 +208,18 @@ class Federated:
     def _step(self, state: FederatedState, batch: Batch) -> tuple[FederatedState, StepMetrics]:
         who, batch = told(batch)
         own = self._kept(state, who)
-        answers, after = jax.shard_map(
+        answers, after, updates = jax.shard_map(
             self._on_device,
             in_specs=(P(), P(DEVICE), P(DEVICE), P(DEVICE)),
-            out_specs=(P(), P(DEVICE)),
+            out_specs=(P(), P(DEVICE), P(DEVICE)),
             axis_names={DEVICE},
             check_vma=False,
         )(state, who, own, batch)
 
         enough = answers.alive >= self.population.minimum
-        divided = jax.tree.map(
-            lambda total: jnp.where(enough, total / answers.weight, 0), answers.replies
-        )
+        made, stages = self._together(state, answers, updates)
+        divided = jax.tree.map(lambda x: jnp.where(enough, x, 0), made)
+        stages = jax.tree.map(lambda new, old: jnp.where(enough, new, old), stages, state.stages)
         share = answers.alive / self.population.clients
         before = Server(state.parameters, state.shared, state.optimizer)
         server = self.algorithm.serve(before, Replies(divided[0], divided[1], share))
@@ -221,33 +238,54 @@ class Federated:
         dropped = state.dropped + self.population.cohort - answers.alive.astype(jnp.int32)
         metrics["clients_dropped"] = dropped.astype(jnp.float32)
         return FederatedState(
-            state.step + 1, parameters, buffers, server.optimizer, server.shared, clients, dropped
+            state.step + 1,
+            parameters,
+            buffers,
+            server.optimizer,
+            server.shared,
+            clients,
+            dropped,
+            stages,
         ), metrics
+
+    def _together(self, state: FederatedState, answers: Answers, updates: Updates) -> Any:
+        """What the aggregation makes of the sum of the answers, or of the updates side by side,
+        and what its stages keep."""
+        made, alive = answers.replies, None
+        if self.aggregation.stacks:
+            move, more = updates.sent
+            placed = like(move, self.shardings.parameters), self.shardings.shared
+            made = jax.tree.map(_side_by_side, (move, more), placed)
+            alive = updates.alive
+        return self.aggregation.together(made, state.stages, state.step, answers.weight, alive)
 
     def _rate_of(self, step: jax.Array) -> jax.Array:
         return jnp.asarray(self._rate(step), jnp.float32)
 
     def _on_device(
         self, state: FederatedState, who: Tree, own: Tree, data: Batch
-    ) -> tuple[Answers, Tree]:
+    ) -> tuple[Answers, Tree, Updates]:
         """The clients of one device: arrays are [clients of it, ...].
 
-        That all sent finite numbers is seen by their sums. Only if not, they are computed once
-        more and each is looked at, which for small models is a seventh of a round.
+        That all sent finite numbers is seen by their sums, if they are sent as they are. Only if
+        not, they are computed once more and each is looked at, which for small models is a seventh
+        of a round.
         """
         devices = Replicas(self._devices)
-        answers, after = self._summed(state, who, own, data, checked=False)
-        here = finite((answers.replies, answers.buffers, after)).astype(jnp.float32)
-        answers, after = jax.lax.cond(
-            devices.sum(here) == devices.count,  # all alike: a model that is split has messages
-            lambda: (answers, after),
-            lambda: self._summed(state, who, own, data, checked=True),
-        )
-        return jax.tree.map(devices.sum, answers), after
+        plain = self.aggregation.plain
+        answers, (after, updates) = self._summed(state, who, own, data, checked=not plain)
+        if plain:
+            here = finite((answers.replies, answers.buffers, after)).astype(jnp.float32)
+            answers, (after, updates) = jax.lax.cond(
+                devices.sum(here) == devices.count,  # all alike: a model that is split has messages
+                lambda: (answers, (after, updates)),
+                lambda: self._summed(state, who, own, data, checked=True),
+            )
+        return jax.tree.map(devices.sum, answers), after, updates
 
     def _summed(
         self, state: FederatedState, who: Tree, own: Tree, data: Batch, checked: bool
-    ) -> tuple[Answers, Tree]:
+    ) -> tuple[Answers, tuple[Tree, Updates]]:
         """The clients of one device, `width` at a time; who sends what is not finite is left out
         where that is `checked`."""
         here = self.population.cohort // self._devices
@@ -259,7 +297,7 @@ class Federated:
         shapes = jax.eval_shape(answer, *jax.tree.map(lambda rows: rows[0, 0], grouped))[0]
         none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        def group(total: Answers, clients: Any) -> tuple[Answers, Tree]:
+        def group(total: Answers, clients: Any) -> tuple[Answers, tuple[Tree, Updates]]:
             if width == 1:
                 answers, rows = answer(*jax.tree.map(lambda row: row[0], clients))
                 total = jax.tree.map(jnp.add, total, answers)
@@ -272,8 +310,9 @@ class Federated:
 
     def _answer(
         self, state: FederatedState, checked: bool, who: Tree, own: Tree, data: Batch
-    ) -> tuple[Answers, Tree]:
-        """One client: what it adds to the sums, and its row of the table."""
+    ) -> tuple[Answers, tuple[Tree, Updates]]:
+        """One client: what it adds to the sums, its row of the table, and its update by itself if
+        that is needed."""
         client = self._client(state, who, own, data)
         reply = self.algorithm.client(client)
         sent = (reply.move, reply.more)
@@ -282,19 +321,22 @@ class Federated:
             alive &= finite((sent, reply.own))
         weight = reply.weight * (1.0 if self._uniform else client.examples)
         weight = jnp.where(alive, weight, 0.0)
+        sent = self.aggregation.one(sent, state.stages, state.step, who["client"])
+        stacks = self.aggregation.stacks
 
         def weighed(tree: Tree) -> Tree:
             return jax.tree.map(lambda x: jnp.where(alive, weight * x, 0), tree)
 
         answers = Answers(
             weight,
-            weighed(sent),
+            () if stacks else weighed(sent),
             weighed(reply.descent.buffers),
             jax.tree.map(lambda x: jnp.where(alive, x, 0), reply.descent.sums),
             alive.astype(jnp.float32),
         )
         kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), reply.own, own)
-        return answers, kept
+        each = jax.tree.map(lambda x: jnp.where(alive, x, 0), sent) if stacks else ()
+        return answers, (kept, Updates(each, alive))
 
     def _client(self, state: FederatedState, who: Tree, own: Tree, data: Batch) -> Client:
         rate = self._rate_of(state.step)
@@ -336,3 +378,8 @@ class Federated:
             axis_names={DEVICE},
             check_vma=False,
         )(state, who, own, data, held)
+
+
+def _side_by_side(rows: jax.Array, one: NamedSharding) -> jax.Array:
+    """`rows` [cohort, ...] on every device of `replica`, each lying as `one` says."""
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(one.mesh, P(None, *one.spec)))

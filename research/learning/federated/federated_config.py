@@ -7,7 +7,10 @@ import optax
 
 from research.configuration import check_bounds
 from research.errors import UserError
+from research.exchange.stages import Stage, check_chain
 from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations
+from research.learning.federated.aggregation import Aggregation
+from research.learning.federated.aggregation_config import AggregationConfig
 from research.learning.federated.algorithm import Algorithm, Tree
 from research.learning.federated.ditto import ditto
 from research.learning.federated.fedavg import fedavg, fedprox
@@ -25,6 +28,9 @@ from research.learning.federated.scaffold import scaffold
 from research.learning.federated.state import Population
 from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
+
+WITH_NUMBERS = ("fednova", "q_fedavg", "ifca")
+"""Rules whose server divides by what else clients send."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,9 @@ class FederatedConfig:
 
     weighting: Literal["examples", "uniform"] = "examples"
     """What a client weighs in the mean: its examples, or as much as any other."""
+
+    aggregation: AggregationConfig = AggregationConfig()
+    """What becomes of clients' updates on their way to the server."""
 
     server: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
@@ -164,6 +173,19 @@ class FederatedConfig:
                 f"--federated.minimum {self.minimum} clients cannot answer of a cohort of "
                 f"{self.cohort}{without}: use {way_out}"
             )
+        self.aggregation.check()
+        check_chain(self.stages, self.sampling, self.weighting)
+        if self.rule in WITH_NUMBERS and self.aggregation != AggregationConfig():
+            raise UserError(
+                f"clients of {self.rule} send numbers beside their moves that only a mean of both "
+                "makes sense of: leave --federated.aggregation as it was, or use "
+                "--federated.rule fedavg"
+            )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Of the aggregation."""
+        return self.aggregation.stages()
 
     def plans(self, here: int) -> "dict[str, FederatedConfig]":
         """Of plan `auto` what is tried for the clients of a device, `here` of them, by name; of
@@ -197,6 +219,7 @@ class FederatedConfig:
             self._width_of(self.cohort // one.mesh.shape["replica"]),
             self.weighting == "uniform",
             self.fine_tuning,
+            Aggregation(tuple(self.stages), one.seed),
         )
         if self.rule != "fedbuff":
             return Federated(*arguments)

@@ -35,5 +35,5 @@ def with_own_head(algorithm: Algorithm, head: Part, body: Part) -> Algorithm:
     return algorithm._replace(
         own=head,
         personal=lambda it: joined(body(it.start), it.own),
-        sent=lambda server: (body(server.parameters), body(server.parameters)),
+        sent=lambda server: (body(server.parameters), (body(server.parameters), ())),
     )

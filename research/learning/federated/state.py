@@ -23,6 +23,7 @@ class FederatedState(NamedTuple):
     shared: Tree  # what else it sends
     clients: Tree  # [population, ...]: what every client keeps; over `replica` if that divides it
     dropped: jax.Array  # [] int32: clients that were left out of a round, in all rounds
+    stages: Tree  # what the stages of the aggregation keep, by their names
 
 
 class Population(NamedTuple):
@@ -60,6 +61,7 @@ def shardings(
         shared=_lies(shapes.shared, one),
         clients=_lies(shapes.clients, one, in_front if divides else _whole_in_front),
         dropped=whole,  # type: ignore[arg-type]
+        stages=_like_updates(shapes.stages, one, whole),
     )
 
 
@@ -69,6 +71,13 @@ def _lies(
     """Of a `tree` like the parameters, like a part of them, or of nothing."""
     known = dict(jax.tree_util.tree_leaves_with_path(placed))
     return jax.tree_util.tree_map_with_path(lambda path, _: change(known[path]), tree)
+
+
+def _like_updates(tree: Tree, placed: Tree, whole: NamedSharding) -> Tree:
+    """Of what stages keep by name: updates, of which each part lies like the parameters; or what
+    is whole everywhere."""
+    known = dict(jax.tree_util.tree_leaves_with_path(placed))
+    return jax.tree_util.tree_map_with_path(lambda path, _: known.get(path[2:], whole), tree)
 
 
 def _whole_in_front(sharding: NamedSharding) -> NamedSharding:

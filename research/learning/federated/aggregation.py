@@ -1,0 +1,74 @@
+"""How the updates of a round become one: a chain of stages (see `research.exchange.stages`).
+
+    x_k = (Δ_k, ...)                          all that client k sends
+    x̄ = stage_s(... stage_1(x_1, ..., x_n))
+
+What sees one is computed with the client. If nothing then sees all, updates are added up as they
+come; else they are kept side by side, [cohort, ...], a device its own clients', until the last has
+come, and then laid on every device.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from research.exchange.stages import Round, Stage, mean, size_of
+
+Tree = Any
+APART = 2
+"""Tells these draws from those of the model and of the clients' steps."""
+
+
+class Aggregation(NamedTuple):
+    """The stages of a round, which `check_chain` has passed."""
+
+    stages: tuple[Stage, ...] = (mean(),)
+    seed: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the mean of updates as they are."""
+        return len(self.stages) == 1 and self.stages[0].name == "mean"
+
+    @property
+    def stacks(self) -> bool:
+        """Whether updates have to be side by side."""
+        return any(stage.sees == "all" for stage in self.stages)
+
+    def init(self, like: Tree) -> dict[str, Tree]:
+        """What the stages keep at the start, by name, for updates like this."""
+        return {stage.name: stage.init(like) for stage in self.stages}
+
+    def one(self, x: Tree, states: dict[str, Tree], step: jax.Array, client: jax.Array) -> Tree:
+        """The update of one `client`, as it leaves it."""
+        for number, stage in enumerate(self.stages):
+            if stage.sees == "one":
+                key = jax.random.fold_in(self._key(step, number), client)
+                x, _ = stage.apply(x, states[stage.name], Round(step, key))
+        return x
+
+    def together(
+        self,
+        x: Tree,
+        states: dict[str, Tree],
+        step: jax.Array,
+        weight: jax.Array,
+        alive: jax.Array | None,
+    ) -> tuple[Tree, dict[str, Tree]]:
+        """x̄, and what the stages keep after it, of updates [cohort, ...] side by side if it
+        `stacks`, else of their sum, with weights of `weight` in all."""
+        after = dict(states)
+        for number, stage in enumerate(self.stages):
+            if stage.sees != "one":
+                round = Round(step, self._key(step, number), weight, alive)
+                x, after[stage.name] = stage.apply(x, after[stage.name], round)
+        return x, after
+
+    def sent(self, like: Tree) -> int:
+        """Bytes of an update like this, as it leaves a client."""
+        told = [stage.sent for stage in self.stages if stage.sent is not None]
+        return told[-1](like) if told else size_of(like)
+
+    def _key(self, step: jax.Array, number: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self.seed), APART)
+        return jax.random.fold_in(jax.random.fold_in(key, step), number)

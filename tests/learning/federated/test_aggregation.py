@@ -1,0 +1,166 @@
+"""Chains of stages in rounds of clients: the same wherever clients are, and by hand in NumPy."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.errors import UserError
+from research.exchange.stages import Round, Stage
+from research.learning import Federated, FederatedConfig, OptimizerConfig
+from research.learning.federated.aggregation import Aggregation
+from research.learning.federated.aggregation_config import AggregationConfig
+from tests.learning.federated.test_federated import (
+    CLIENTS,
+    CLOSE,
+    CONFIG,
+    LOCAL,
+    build,
+    cohorts,
+    flat,
+    learner,
+    poisoned,
+    run,
+)
+
+UNIFORM = replace(CONFIG, weighting="uniform")
+
+
+def aggregated(config: FederatedConfig, **words: Any) -> FederatedConfig:
+    return replace(config, aggregation=replace(config.aggregation, **words))
+
+
+def moves(config: FederatedConfig = UNIFORM) -> np.ndarray:
+    """[cohort, parameters]: what each client of the first round does, by rounds of it alone."""
+    alone = replace(config, cohort=1, aggregation=AggregationConfig())
+    here, rows = learner(alone), cohorts(config).rows(0, range(config.cohort))
+    made = []
+    with jax.set_mesh(here.mesh):
+        start = flat(here.init().parameters)
+        for row in range(config.cohort):
+            one = {name: leaf[[row]] for name, leaf in rows.items()}
+            made.append(start - flat(here.step(here.init(), one)[0].parameters))
+    return np.array(made)
+
+
+def moved(config: FederatedConfig, devices: int = 1) -> np.ndarray:
+    """[parameters]: what the server does in the first round."""
+    state, _ = run(config, rounds=1, devices=devices)
+    return flat(learner(config).one.init().parameters) - flat(state.parameters)
+
+
+def test_updates_are_clipped_before_they_are_averaged() -> None:
+    """By the norm of all of an update; weights stay those of the examples."""
+    own = moves()
+    norms = np.linalg.norm(own, axis=1)
+    bound = float(np.median(norms))
+    for weighting, weights in (
+        ("uniform", np.ones(len(own))),
+        ("examples", cohorts().rows(0, range(len(own)))["examples"]),
+    ):
+        expected = weights / weights.sum() @ (own * np.minimum(1, bound / norms)[:, None])
+        config = aggregated(replace(CONFIG, weighting=weighting), clip=bound)  # type: ignore
+        np.testing.assert_allclose(moved(config), expected, **CLOSE)
+
+
+def test_compressed_updates_move_the_server_and_are_counted() -> None:
+    config = aggregated(UNIFORM, compression="top_k", ratio=0.25)
+    kept = np.zeros_like(own := moves())
+    for row, move in enumerate(own):  # 3 biases: the largest; 15 weights: the largest 4
+        for array in (slice(0, 3), slice(3, 18)):
+            places = np.argsort(-np.abs(move[array]))[: max(1, round(0.25 * len(move[array])))]
+            kept[row, places + array.start] = move[array][places]
+    np.testing.assert_allclose(moved(config), kept.mean(0), **CLOSE)
+    with jax.set_mesh(learner(config).mesh):
+        seen = learner(config).observe(5, learner(config).init())
+    assert seen["bytes_sent"] == 3 * (4 * 18 + 8 * (1 + 4))
+    assert seen["bytes_sent_total"] == 5 * seen["bytes_sent"]
+
+
+def side_by_side(weights: Any, config: FederatedConfig, devices: int) -> Federated:
+    """A learner whose aggregation sees all updates, and weighs them by `weights(alive)`."""
+
+    def apply(x: Any, state: Any, round: Round) -> Any:
+        p = weights(round.alive)
+        return jax.tree.map(lambda leaf: jnp.tensordot(p / p.sum(), leaf, 1), x), state + 1
+
+    made = build(config, LOCAL, devices)
+    stage = Stage("weighted", "all", "result", apply, init=lambda like: jnp.zeros(()))
+    return Federated(
+        *(made.one, made.algorithm, made._server, made._optimizer, made._rate, made._peak),
+        *(made.population, config.width, True),
+        aggregation=Aggregation((stage,)),
+    )
+
+
+@pytest.mark.parametrize(("rule", "devices", "width"), [("scaffold", 1, 3), ("fedavg", 2, 1)])
+def test_what_sees_all_updates_may_be_their_mean(rule: Any, devices: int, width: int) -> None:
+    config = replace(UNIFORM, rule=rule, cohort=CLIENTS, width=width)
+    expected, _ = run(replace(config, width=1), rounds=2)
+    here = side_by_side(lambda alive: alive.astype(jnp.float32), config, devices)
+    with jax.set_mesh(here.mesh):
+        state = here.init()
+        for step in range(2):
+            state, _ = here.step(state, cohorts(config, devices=devices).rows(step, range(CLIENTS)))
+    assert state.stages == {"weighted": 2.0}
+    same = jax.device_get(state)._replace(stages=expected.stages)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), same, expected)
+
+
+def test_who_is_not_finite_is_told_to_what_sees_all() -> None:
+    here = side_by_side(lambda alive: alive.astype(jnp.float32), UNIFORM, 1)
+    with jax.set_mesh(here.mesh):
+        state, metrics = here.step(here.init(), poisoned(0, 1))
+    start = flat(here.one.init().parameters)
+    np.testing.assert_allclose(start - flat(state.parameters), moves()[[0, 2]].mean(0), **CLOSE)
+    assert (metrics["clients"], metrics["clients_dropped"]) == (2, 1)
+
+
+def test_who_is_not_finite_is_found_before_a_code_would_hide_it() -> None:
+    config = aggregated(UNIFORM, compression="int8")
+    here = learner(config)
+    with jax.set_mesh(here.mesh):
+        state, metrics = here.step(here.init(), poisoned(0, 1))
+    assert metrics["clients_dropped"] == 1
+    start, own = flat(here.one.init().parameters), moves()[[0, 2]]
+    step = np.abs(own).max() / 127
+    assert np.abs(start - flat(state.parameters) - own.mean(0)).max() <= step / 2 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"clip": 0.0}, "--federated.aggregation.clip 0.0 must be more than 0, or None"),
+        ({"ratio": 2.0}, "--federated.aggregation.ratio 2.0 must be more than 0, at most 1"),
+    ],
+)
+def test_a_mistake_is_named_with_the_way_out(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        aggregated(CONFIG, **change).check()
+    assert sentence in str(caught.value)
+
+
+def test_what_only_a_mean_makes_sense_of_is_refused() -> None:
+    with pytest.raises(UserError, match="clients of fednova send numbers beside their moves"):
+        aggregated(replace(CONFIG, rule="fednova"), clip=1.0).check()
+    replace(CONFIG, rule="fednova").check()
+
+
+def test_statistics_of_batches_are_seen_by_no_stage() -> None:
+    from research.learning import Synchronous
+    from research.models import ResNetConfig, Specification
+    from research.parallel.mesh import MeshConfig
+
+    mesh, local = MeshConfig().build(jax.devices()[:1]), OptimizerConfig(name="sgd")
+    one = Synchronous(
+        ResNetConfig(width=8, normalization="batch"),
+        Specification((8, 8, 3), 10),
+        local.build(1),
+        local.learning_rate_schedule(1),
+        mesh,
+    )
+    with pytest.raises(UserError, match="averaged over clients as they are"):
+        aggregated(CONFIG, clip=1.0).build(one, local, 1, 5)
