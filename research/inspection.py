@@ -8,38 +8,54 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.data import TextConfig
+from research.data import TextConfig, federate
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Federated
-from research.planning.inspection import Inspection, inspect
+from research.planning.inspection import Inspection, Load, inspect
 from research.planning.step import Step
-from research.prepared import abstract_events, learner, with_replicas
-from research.rows import seats_of, sharding_of_batch
+from research.prepared import abstract_events, cohorts, learner, with_replicas
+from research.rows import seats_of, sharding_of_batch, sharding_of_cohort
 
-UNMEASURED = "--exchange.plan auto measures, and nothing is run here: this is the step by scan"
+UNMEASURED = "plan auto measures, and nothing is run here: this is the step by scan"
+
+Rows = dict[str, jax.ShapeDtypeStruct]
 
 
 def inspect_experiment(experiment: Experiment, topology: str | None = None) -> Inspection:
     """The cost of a step of `experiment` on the devices that are here, or on those of a TPU
     `topology` such as v5e:2x4, of which none has to be here.
 
-    Raises UserError for what cannot be compiled.
+    The data of clients is loaded: their sizes are those of a round. Raises UserError for what
+    cannot be compiled.
     """
     experiment.check()
-    if experiment.federated.rule != "none":
-        raise UserError(
-            "how many steps the clients of a round take is in their data, not in the compiled "
-            "round: inspect how one of them learns, with --federated.rule none"
-        )
     devices = jax.devices() if topology is None else _devices_of(topology)
     mesh = experiment.mesh.build(devices)
     experiment = with_replicas(experiment, mesh)
     specification = experiment.data.specification()
-    batch = experiment.data.batch
+    is_round = experiment.federated.rule != "none"
+    rows, load, clients = (round_of if is_round else batch_of)(experiment, mesh)
+    made = learner(experiment, specification, mesh, clients)
+    rows |= abstract_events(made)
+    with jax.set_mesh(mesh):
+        began = time.perf_counter()
+        lowered = made.step.lower(made.abstract_state, rows)
+        middle = time.perf_counter()
+        compiled = _compile(lowered)
+    seconds = (middle - began, time.perf_counter() - middle)
+    step = Step.of(made, experiment.model, experiment.data.batch, experiment.pipeline)
+    unit = "tokens" if isinstance(experiment.data, TextConfig) else "examples"
+    inspection = inspect(compiled, step, unit, load, seconds)
+    plan = experiment.federated.plan if is_round else experiment.exchange.plan
+    if plan == "auto" and seats_of(experiment, mesh) > 1:
+        return replace(inspection, warnings=(*inspection.warnings, UNMEASURED))
+    return inspection
+
+
+def batch_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Rows, Load, int]:
+    """The batch of a step, what is computed for it, and that it has no clients."""
+    specification, batch = experiment.data.specification(), experiment.data.batch
     sharding = sharding_of_batch(experiment, mesh)
-    made = learner(experiment, specification, mesh)
-    assert not isinstance(made, Federated)
     is_text = isinstance(experiment.data, TextConfig)
     shapes = {
         "inputs": ((batch, *specification.shape), jnp.int32 if is_text else jnp.float32),
@@ -49,18 +65,19 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
-    rows |= abstract_events(made)
-    with jax.set_mesh(mesh):
-        began = time.perf_counter()
-        lowered = made.step.lower(made.abstract_state, rows)
-        middle = time.perf_counter()
-        compiled = _compile(lowered)
-    seconds = (middle - began, time.perf_counter() - middle)
-    step = Step.of(made, experiment.model, batch, experiment.pipeline)
-    inspection = inspect(compiled, step, "tokens" if is_text else "examples", seconds)
-    if experiment.exchange.plan == "auto" and seats_of(experiment, mesh) > 1:
-        return replace(inspection, warnings=(*inspection.warnings, UNMEASURED))
-    return inspection
+    return rows, Load(batch), 0
+
+
+def round_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Rows, Load, int]:
+    """The cohort of a round, what is computed for a mean one, and of how many clients it is."""
+    sharding = sharding_of_cohort(experiment, mesh)
+    federation = federate(experiment.data.load(), experiment.partition)
+    batches = cohorts(experiment, federation, mesh)
+    rows = {
+        name: jax.ShapeDtypeStruct((batches.cohort, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+        for name, leaf in batches.rows(0, [0]).items()
+    }
+    return rows, Load(batches.examples, batches.mean_steps), len(federation.train)
 
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

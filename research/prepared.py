@@ -81,8 +81,6 @@ class Prepared:
     @property
     def seats(self) -> int:
         """Replicas on a device, or clients of a round."""
-        if self.federation is not None:
-            return self.rows.count // self.mesh.shape["replica"]
         return seats_of(self.experiment, self.mesh)
 
     def with_experiment(self, experiment: Experiment) -> "Prepared":

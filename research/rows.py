@@ -45,6 +45,13 @@ def rows_of_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
 
 
 def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """As `sharding_of_cohort` has them."""
+    return Rows.of(sharding_of_cohort(experiment, mesh), experiment.federated.cohort)
+
+
+def sharding_of_cohort(
+    experiment: Experiment, mesh: jax.sharding.Mesh
+) -> jax.sharding.NamedSharding:
     """Clients over `replica`. Raises UserError for a cohort that does not divide."""
     cohort, devices = experiment.federated.cohort, mesh.shape["replica"]
     if cohort % devices:
@@ -52,8 +59,7 @@ def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
             f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
             f"--federated.cohort {multiples_near(cohort, devices)}"
         )
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
-    return Rows.of(sharding, cohort)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
 
 
 def sharding_of_batch(
@@ -81,6 +87,8 @@ def sharding_of_batch(
 
 
 def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
-    """Replicas on a device, once their number is known (see `with_replicas`)."""
+    """Replicas on a device, once their number is known (see `with_replicas`), or clients."""
     devices = mesh.shape["replica"]
+    if experiment.federated.rule != "none":
+        return experiment.federated.cohort // devices
     return (experiment.exchange.replicas or devices) // devices

@@ -1,16 +1,22 @@
 """`research inspect`: a step's memory, messages and schedule, as tables and as JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from research.data import federate
 from research.experiment import (
     Experiment,
+    FederatedConfig,
     ImagesConfig,
     MeshConfig,
     MLPConfig,
+    OptimizerConfig,
+    PartitionConfig,
     ResNetConfig,
     TableConfig,
     TextConfig,
@@ -74,6 +80,55 @@ def test_what_a_server_and_workers_send_is_stated(research: Any, rule: str) -> N
     assert len(fetched) == (rule == "dc_asgd")
 
 
+ROUNDS = Experiment(
+    model=MLPConfig(widths=(16,)),
+    data=TableConfig(batch=4),
+    optimizer=OptimizerConfig(name="sgd", clip=None),
+    mesh=MeshConfig(replica=8, data=1),
+    federated=FederatedConfig("fedavg", cohort=16, epochs=2),
+    partition=PartitionConfig("iid", clients=32),
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "passes", "kinds"),
+    [
+        ("fedavg", 1, {"all-reduce"}),
+        ("scaffold", 1, {"all-reduce", "reduce-scatter", "all-gather"}),
+        ("ditto", 2, {"all-reduce", "reduce-scatter", "all-gather"}),
+        ("fedbuff", 1, {"all-reduce", "reduce-scatter", "all-gather"}),
+    ],
+)
+def test_of_a_round_what_clients_send_and_compute_is_stated(
+    rule: Any, passes: int, kinds: set[str]
+) -> None:
+    """Bytes over `replica`; FLOPs of the steps that a mean client takes, by hand."""
+    federated = replace(ROUNDS.federated, rule=rule, concurrency=32)
+    found = inspect_experiment(replace(ROUNDS, federated=federated))
+    stated = {row.kind for row in found.traffic if row.expected}
+    assert stated == kinds
+    for row in found.traffic:  # but for single numbers, and who the clients are
+        assert row.expected is None or 0 <= row.wire - row.expected <= 64 * 11
+    assert all(row.expected or "statistics" in row.note for row in found.traffic)
+    clients = federate(TableConfig().load(), ROUNDS.partition).train
+    places = 4 * np.ceil(clients.sizes / 4).mean()  # of an epoch, those that only fill up too
+    # Forward and the weights' gradients of 30 × 16 and 16 × 2, and what the second passes back.
+    products = 2 * (2 * 30 * 16 + 3 * 16 * 2)
+    assert found.flops == pytest.approx(passes * products * places / clients.sizes.mean(), rel=0.01)
+    assert found.unit == "examples" and found.memory.total > found.memory.batch > 0
+
+
+def test_clients_may_be_split_over_the_other_axes(research: Any) -> None:
+    """The messages of their steps are counted; theory has those of rounds."""
+    config = ROOT / "configs/hospitals.py"
+    words = ["--mesh.replica", 2, "--mesh.fsdp", 2, "--json", "--federated.plan", "auto"]
+    content = json.loads(research("inspect", config, *words).stdout)
+    assert {"replica", "fsdp"} <= {axis for row in content["traffic"] for axis in row["axes"]}
+    moves = rows(content)["all-reduce", "replica"]
+    assert 0 < moves["expected"] <= moves["wire"] <= moves["expected"] + 64
+    assert "this is the step by scan" in content["warnings"][0]
+
+
 def test_it_needs_neither_the_data_nor_the_devices(
     research: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +181,6 @@ def test_shapes_are_known_before_the_data(data: Any) -> None:
     [
         (["--devices", 3, "--mesh.data", 2], "mesh data 2 = 2 devices, but 3 are here"),
         (["--topology", "v5e:2x4", "--devices", 2], "--topology brings its own devices"),
-        (["--federated.rule", "fedavg"], "inspect how one of them learns, with --federated.rule"),
         (["--mesh.stage", 2], "1 microbatch is fewer than the 2 stages"),
     ],
 )

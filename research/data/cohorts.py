@@ -65,6 +65,11 @@ class Cohorts:
         """That a mean round goes through."""
         return round(self.cohort * self.clients.sizes.mean() * self.epochs)
 
+    @property
+    def mean_steps(self) -> float:
+        """That a client takes in a round, in the mean over the population."""
+        return float(self._per_epoch.mean() * self.epochs)
+
     def members(self, step: int) -> np.ndarray:
         """int64 [cohort]: the clients of a round (from 0), in the order of rows: those of a device
         follow one another, the devices about equally busy."""

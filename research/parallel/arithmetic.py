@@ -12,10 +12,16 @@ import numpy as np
 from research.parallel.hlo import Array, Computation, Instruction, Program
 
 
-def matrix_flops(program: Program) -> float:
-    """Of one run of `program`, on one device."""
-    visits = program.visits()
-    return float(sum(each.times * _flops(each.instruction, each.computation) for each in visits))
+def matrix_flops(program: Program, trips: float = 1, branches: bool = True) -> float:
+    """Of one run of `program`, on one device: loops of unknown length run `trips` times, and all
+    conditional `branches`, or none."""
+    return float(
+        sum(
+            each.times * trips**each.unknown * _flops(each.instruction, each.computation)
+            for each in program.visits()
+            if branches or not each.branches
+        )
+    )
 
 
 def _flops(instruction: Instruction, computation: Computation) -> int:

@@ -100,8 +100,13 @@ class Visit:
     instruction: Instruction
     computation: Computation
     times: int  # product of the trip counts of the loops around it
-    is_certain: bool  # all those counts are known: else each unknown one counts as 1
+    unknown: int  # loops around it whose count is not known, and counts as 1
     branches: tuple[str, ...]  # the conditional branches that it lies in, outermost first
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is met so many times."""
+        return self.unknown == 0
 
 
 @dataclass(frozen=True)
@@ -113,27 +118,27 @@ class Program:
 
     def visits(self) -> Iterator[Visit]:
         """Every instruction that one run meets, in the order of the text, calls followed."""
-        yield from self._visits(self.entry, 1, True, ())
+        yield from self._visits(self.entry, 1, 0, ())
 
     def _visits(
-        self, name: str, times: int, is_certain: bool, branches: tuple[str, ...]
+        self, name: str, times: int, unknown: int, branches: tuple[str, ...]
     ) -> Iterator[Visit]:
         computation = self.computations[name]
         for instruction in computation.instructions.values():
-            yield Visit(instruction, computation, times, is_certain, branches)
+            yield Visit(instruction, computation, times, unknown, branches)
             opcode = instruction.opcode
             if opcode == "while":
                 trips = self.trips(instruction)
                 more = times * (1 if trips is None else trips)
                 body = str(instruction.attribute("body"))
-                yield from self._visits(body, more, is_certain and trips is not None, branches)
+                yield from self._visits(body, more, unknown + (trips is None), branches)
             elif opcode == "conditional":
                 for branch in branches_of(instruction):
-                    yield from self._visits(branch, times, is_certain, (*branches, branch))
+                    yield from self._visits(branch, times, unknown, (*branches, branch))
             elif opcode in ("call", "fusion", "async-start"):
                 called = instruction.attribute("calls") or instruction.attribute("to_apply")
                 if called is not None:
-                    yield from self._visits(called, times, is_certain, branches)
+                    yield from self._visits(called, times, unknown, branches)
 
     def trips(self, loop: Instruction) -> int | None:
         """How often a `while` runs its body: as XLA has noted, or as a counter that begins at 0 is

@@ -31,7 +31,8 @@ from typing import Any
 
 import jax
 
-from research.learning import Asynchronous, Replicated
+from research.learning import Asynchronous, Federated, Replicated
+from research.learning.federated.algorithm import Server
 from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
 from research.models.model import LAYERS
@@ -54,8 +55,11 @@ class Expected:
 def expected(step: Step) -> list[Expected]:
     """All that theory has for `step`; what has nothing to send is left out.
 
-    For models that are no transformers only what concerns parameters is known.
+    For models that are no transformers only what concerns parameters is known, and of clients what
+    they and their server send each other.
     """
+    if step.clients is not None:
+        return [row for row in _rounds(step, step.clients) if row.wire > 0]
     passes = passes_of(step)
     rows = list(_parameters(step, passes))
     if isinstance(step.model, TransformerConfig):
@@ -77,6 +81,26 @@ def _exchanges(replicas: Replicated) -> Iterator[Expected]:
             yield Expected(
                 message.kind, ("replica",), "exchange", "as its rule states", message.sent
             )
+
+
+def _rounds(step: Step, clients: Federated) -> Iterator[Expected]:
+    """What clients send is added up on each device, and then over devices; with several models of
+    the server's that is one move of each."""
+    state, algorithm = clients.abstract_state, clients.algorithm
+    _, up = algorithm.sent(Server(state.parameters, state.shared, state.optimizer))
+    sums = (up if algorithm.clusters is None else state.parameters, state.buffers)
+    size = bytes_on_a_device(sums)
+    yield _sum(step, ("replica",), "what clients send", "2 P (n-1)/n", size)
+    devices, rows = step.mesh["replica"], clients.rows
+    here = bytes_on_a_device(state.clients)
+    if here == 0 or devices == 1:
+        return
+    is_split = rows % devices == 0
+    cohort = clients.population.cohort * here / (rows // devices if is_split else rows)
+    share, formula = cohort * wire_share("all-gather", devices), "C R (n-1)/n, of C clients' rows"
+    if is_split:
+        yield Expected("reduce-scatter", ("replica",), "the table's rows", formula, share)
+    yield Expected("all-gather", ("replica",), "rows that come back", formula, share)
 
 
 def _fetched(step: Step) -> Expected:

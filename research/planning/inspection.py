@@ -42,6 +42,14 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a step goes through."""
+
+    examples: int  # over all devices; of clients in a mean round
+    steps: float | None = None  # of a mean client's; None: there are no clients
+
+
+@dataclass(frozen=True)
 class Placed:
     """A parameter on the mesh."""
 
@@ -115,17 +123,23 @@ class Inspection:
 
 
 def inspect(
-    compiled: jax.stages.Compiled, step: Step, unit: str, seconds: tuple[float, float]
+    compiled: jax.stages.Compiled, step: Step, unit: str, load: Load, seconds: tuple[float, float]
 ) -> Inspection:
-    """Of the `compiled` training step; `seconds` are those of lowering and of compiling."""
+    """Of the `compiled` training step; `seconds` are those of lowering and of compiling.
+
+    How many steps a client takes is in its data: FLOPs are of the mean client, and of rounds in
+    which all send what is finite.
+    """
     learner = step.learner
     program = parse(str(compiled.as_text()))
     found = collectives(program, step.mesh)
     placed = tuple(_placed(step))
     memory = _memory(compiled, step)
     leaves = jax.tree.leaves(learner.abstract_state.parameters)
-    rows = step.batch * (step.replicas.replicas.count if step.replicas else 1)
-    units = rows * (learner.specification.shape[0] if unit == "tokens" else 1)
+    units = load.examples * (learner.specification.shape[0] if unit == "tokens" else 1)
+    flops = matrix_flops(program)
+    if load.steps is not None:
+        flops = matrix_flops(program, load.steps, branches=False)
     devices = learner.mesh.devices
     return Inspection(
         mesh=step.mesh,
@@ -137,7 +151,7 @@ def inspect(
         traffic=tuple(traffic(found, expected(step))),
         pipeline=_pipeline(found, step),
         unit=unit,
-        flops=matrix_flops(program) * devices.size / units,
+        flops=flops * devices.size / units,
         model_flops=_model_flops(step),
         warnings=tuple(_warnings(step, placed)),
         lowering_seconds=seconds[0],

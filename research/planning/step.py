@@ -7,7 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.learning import Asynchronous, BackupWorkers, Replicated, Synchronous
+from research.learning import (
+    Asynchronous,
+    BackupWorkers,
+    Federated,
+    Learner,
+    Replicated,
+    Synchronous,
+)
 from research.models.model import LAYERS
 from research.parallel.layout import LAYOUT, axes_of_spec
 from research.parallel.schedules import PipelineConfig
@@ -34,28 +41,33 @@ class Step:
     """Around the learner, where there are several; all else here is about one of them."""
     server: Asynchronous | BackupWorkers | None = None
     """Around the learner, where there is one."""
+    clients: Federated | None = None
+    """Around the learner, where they keep their data; all else here is about one of their steps."""
 
     @classmethod
     def of(
         cls,
-        learner: Synchronous | Replicated | Asynchronous | BackupWorkers,
+        learner: Learner,
         model: Any,
         batch: int,
         pipeline: PipelineConfig,
     ) -> "Step":
-        """That of a learner whose steps are all alike, for `batch` rows over all devices."""
+        """That of a learner, for `batch` rows over all devices, or of a client."""
         platform = learner.mesh.devices.flat[0].platform
         if isinstance(learner, Replicated):
             rows = batch // learner.replicas.count
             return cls(learner.one, model, rows, pipeline, platform, replicas=learner)
         if isinstance(learner, Asynchronous | BackupWorkers):
             return cls(learner.one, model, batch, pipeline, platform, server=learner)
+        if isinstance(learner, Federated):
+            return cls(learner.one, model, batch, pipeline, platform, clients=learner)
         return cls(learner, model, batch, pipeline, platform)
 
     @property
     def state(self) -> Any:
-        """The abstract state, of all replicas, or of a server and its workers."""
-        return (self.server or self.replicas or self.learner).abstract_state
+        """The abstract state, of all replicas, or of a server and its workers or clients."""
+        around = self.clients or self.server or self.replicas or self.learner
+        return around.abstract_state
 
     @property
     def mesh(self) -> dict[str, int]:

@@ -98,7 +98,7 @@ class Buffered(Federated):
         return super()._step(state, batch | told | {"rank": arrival})
 
     @property
-    def _rows(self) -> int:
+    def rows(self) -> int:
         return self.arrivals.workers
 
     def _kept(self, state: FederatedState, who: Batch) -> Tree:

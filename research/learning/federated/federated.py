@@ -87,7 +87,7 @@ class Federated:
                 "they are, past --federated.aggregation: use --model.normalization group"
             )
 
-        divides = self._rows % self._devices == 0
+        divides = self.rows % self._devices == 0
         whole = NamedSharding(one.mesh, P())
         shapes = jax.eval_shape(self._initial)
         self.shardings: Any = shardings(
@@ -181,10 +181,10 @@ class Federated:
     def _table(self, parameters: Tree) -> Tree:
         """What clients keep at the start."""
         own = self.algorithm.own(parameters)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self._rows, *leaf.shape)), own)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.rows, *leaf.shape)), own)
 
     @property
-    def _rows(self) -> int:
+    def rows(self) -> int:
         """Of the table of clients."""
         return self.population.clients
 
