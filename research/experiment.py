@@ -28,6 +28,7 @@ from research.learning import (
 from research.models import (
     CNNConfig,
     LinearConfig,
+    LSTMConfig,
     MLPConfig,
     ResNetConfig,
     TransformerConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "Experiment",
     "FederatedConfig",
     "ImagesConfig",
+    "LSTMConfig",
     "LinearConfig",
     "MLPConfig",
     "MeshConfig",
@@ -57,7 +59,7 @@ __all__ = [
     "TransformerConfig",
 ]
 
-Model = TransformerConfig | MLPConfig | CNNConfig | ResNetConfig | LinearConfig
+Model = TransformerConfig | LSTMConfig | MLPConfig | CNNConfig | ResNetConfig | LinearConfig
 Data = TextConfig | ImagesConfig | TableConfig | SyntheticConfig
 
 

@@ -13,11 +13,13 @@ from research.experiment import (
     Experiment,
     ImagesConfig,
     LinearConfig,
+    LSTMConfig,
     MeshConfig,
     MLPConfig,
     OptimizerConfig,
     ResNetConfig,
     RunConfig,
+    SyntheticConfig,
     TableConfig,
     TextConfig,
     TransformerConfig,
@@ -37,6 +39,8 @@ EXPERIMENTS = [
     Experiment(model=CNNConfig(kind="lenet"), data=ImagesConfig()),
     Experiment(model=ResNetConfig(normalization="batch"), data=ImagesConfig(name="cifar10_5k")),
     Experiment(model=LinearConfig(), data=TableConfig()),
+    Experiment(model=LinearConfig(), data=SyntheticConfig(alpha=0.5)),
+    Experiment(model=LSTMConfig(width=64), data=TextConfig(vocabulary="character")),
 ]
 
 
@@ -70,7 +74,7 @@ def change(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("run.tensorboard", 1, "experiment.run.tensorboard is 1, but must be True or False"),
         ("optimizer.clip", "no", "must be a number or None"),
         ("optimizer.arguments", {"b1": "x"}, "experiment.optimizer.arguments is"),
-        ("model.type", "LSTMConfig", "experiment.model: LSTMConfig is none of TransformerConfig, "),
+        ("model.type", "GRUConfig", "experiment.model: GRUConfig is none of TransformerConfig, "),
         ("model.positions", "learnd", "did you mean 'learned'?"),
         ("model.heads", None, "experiment.model.heads is None, but must be a whole number"),
         ("mesh", 8, "experiment.mesh is 8, but must be a MeshConfig"),

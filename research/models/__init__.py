@@ -7,6 +7,7 @@ layout of `research.parallel` places them.
 
 from research.models.cnn import CNN, CNNConfig
 from research.models.linear import Linear, LinearConfig
+from research.models.lstm import LSTM, LSTMConfig
 from research.models.mlp import MLP, MLPConfig
 from research.models.model import Extras, Model
 from research.models.resnet import ResNet, ResNetConfig
@@ -16,9 +17,11 @@ from research.models.transformer_config import TransformerConfig
 
 __all__ = [
     "CNN",
+    "LSTM",
     "MLP",
     "CNNConfig",
     "Extras",
+    "LSTMConfig",
     "Linear",
     "LinearConfig",
     "MLPConfig",

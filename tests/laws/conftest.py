@@ -26,6 +26,7 @@ from research.learning import (
 from research.models import (
     CNNConfig,
     LinearConfig,
+    LSTMConfig,
     MLPConfig,
     ResNetConfig,
     Specification,
@@ -211,6 +212,12 @@ MODELS = {
     "resnet-group": Case(ResNetConfig(width=8, groups=4), IMAGES, kinked=True),
     "resnet-batch": Case(ResNetConfig(width=8, normalization="batch"), IMAGES, kinked=True),
     "linear": Case(LinearConfig(), TABLE),
+    # It begins with nearly equal logits, and small steps keep them so.
+    "lstm": Case(
+        LSTMConfig(width=24),
+        TEXT,
+        OptimizerConfig(name="sgd", beta1=0.9, learning_rate=2.0, schedule="constant"),
+    ),
 }
 
 # For replicas: there are many programs to compile. Most arrays can be cut for all compressions.
