@@ -11,6 +11,7 @@ from research.exchange.stages import Stage, check_chain
 from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations
 from research.learning.federated.aggregation import Aggregation
 from research.learning.federated.aggregation_config import AggregationConfig
+from research.learning.federated.agnostic import agnostic
 from research.learning.federated.algorithm import Algorithm, Tree
 from research.learning.federated.ditto import ditto
 from research.learning.federated.fedavg import fedavg, fedprox
@@ -51,6 +52,7 @@ class FederatedConfig:
         "pfedme",
         "ifca",
         "q_fedavg",
+        "agnostic",
         "fedbuff",
     ] = "none"
     """fedsgd takes one step by all examples of each client; fedavg averages what local epochs did;
@@ -58,8 +60,8 @@ class FederatedConfig:
     fednova divides them by their steps; mimelite takes them with the server's momentum; fedper and
     fedrep leave each client a head of its own; ditto and pfedme a whole model; ifca has several
     models, of which a client takes the best; q_fedavg gives clients with a high loss more weight;
-    fedbuff waits for no one: its rounds are the first clients to be done; none: there are no
-    clients."""
+    agnostic learns for the worst mixture of them; fedbuff waits for no one: its rounds are the
+    first clients to be done; none: there are no clients."""
 
     cohort: int = 10
     """Clients a round, a multiple of --mesh.replica."""
@@ -107,6 +109,9 @@ class FederatedConfig:
     q: float = 1.0
     """q of q_fedavg (0: all clients alike)."""
 
+    ascent: float = 0.01
+    """γ of agnostic: how fast the mixture goes to clients with a high loss (0: all stay alike)."""
+
     concurrency: int = 20
     """Clients of fedbuff that learn at any moment, of whom the first --federated.cohort to be done
     make a round."""
@@ -151,6 +156,7 @@ class FederatedConfig:
             ("share", self.share, 0 < self.share <= 1, "above 0, at most 1"),
             ("clusters", self.clusters, self.clusters >= 1, "1 or more"),
             ("q", self.q, self.q >= 0, "0 or more"),
+            ("ascent", self.ascent, self.ascent >= 0, "0 or more"),
             ("concurrency", self.concurrency, self.concurrency >= 1, "1 or more"),
             ("fine-tuning", self.fine_tuning, self.fine_tuning >= 0, "0 or more"),
             ("failing", self.failing, 0 <= self.failing < 1, "0 or more, and below 1"),
@@ -208,7 +214,7 @@ class FederatedConfig:
         server = self.server.build(rounds)
         arguments = (
             one,
-            self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters),
+            self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters, population),
             server,
             replace(local.constant(), beta1=None if self.rule == "mimelite" else local.beta1).build(
                 rounds
@@ -254,7 +260,11 @@ class FederatedConfig:
             )
 
     def _algorithm(
-        self, server: optax.GradientTransformation, momentum: float, parameters: Tree
+        self,
+        server: optax.GradientTransformation,
+        momentum: float,
+        parameters: Tree,
+        population: int,
     ) -> Algorithm:
         if self.rule == "fedprox":
             return fedprox(server, self.mu)
@@ -277,6 +287,8 @@ class FederatedConfig:
             return fedbuff(server)
         if self.rule == "q_fedavg":
             return q_fedavg(server, self.q)
+        if self.rule == "agnostic":
+            return agnostic(server, self.ascent, population)
         return fedavg(server)
 
 

@@ -68,9 +68,12 @@ def shardings(
 def _lies(
     tree: Tree, placed: Tree, change: Callable[[Any], Any] = lambda sharding: sharding
 ) -> Tree:
-    """Of a `tree` like the parameters, like a part of them, or of nothing."""
+    """Of a `tree` like the parameters, or like a part of them; what is not lies whole."""
     known = dict(jax.tree_util.tree_leaves_with_path(placed))
-    return jax.tree_util.tree_map_with_path(lambda path, _: change(known[path]), tree)
+    whole = NamedSharding(jax.tree.leaves(placed)[0].mesh, P())
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: change(known[path]) if path in known else whole, tree
+    )
 
 
 def _like_updates(tree: Tree, placed: Tree, whole: NamedSharding) -> Tree:

@@ -44,6 +44,7 @@ PFEDME = replace(CONFIG, rule="pfedme", pull=2.0, search=3, share=0.4)
 IFCA = replace(CONFIG, rule="ifca", clusters=3)
 Q_FEDAVG = replace(CONFIG, rule="q_fedavg", q=2.0, weighting="uniform")
 ALL = [FEDPER, FEDREP, DITTO, PFEDME, IFCA, Q_FEDAVG]
+AGNOSTIC = replace(CONFIG, rule="agnostic", ascent=0.15, weighting="uniform")
 
 
 def loss(w: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> float:
@@ -224,7 +225,7 @@ def test_q_fedavg_serves_the_worst_client_better() -> None:
 # Law 3, and what is sent ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", ALL, ids=lambda config: config.rule)
+@pytest.mark.parametrize("config", [*ALL, AGNOSTIC], ids=lambda config: config.rule)
 @pytest.mark.parametrize(("devices", "plan", "width"), [(1, "chunk", 3), (2, "vmap", None)])
 def test_rounds_do_not_depend_on_where_clients_are(
     config: FederatedConfig, devices: int, plan: Any, width: int | None
@@ -271,7 +272,7 @@ def test_a_client_s_model_may_be_split(config: FederatedConfig) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
-@pytest.mark.parametrize("config", ALL, ids=lambda config: config.rule)
+@pytest.mark.parametrize("config", [*ALL, AGNOSTIC], ids=lambda config: config.rule)
 def test_rounds_are_resumed_bit_for_bit(config: FederatedConfig, tmp_path: Path) -> None:
     """Law 2: a checkpoint has heads, own models and those of clusters."""
     here, made = learner(config), cohorts(config)
@@ -294,6 +295,7 @@ def test_heads_and_own_models_are_not_sent() -> None:
         (FEDPER, 2 * FEATURES * CLASSES),
         (DITTO, 2 * whole),
         (IFCA, (3 + 1) * whole),
+        (AGNOSTIC, 2 * (whole + 1)),
     ):
         here = learner(config)
         sent = here.observe(2, here.abstract_state)
