@@ -86,14 +86,14 @@ def _exchanges(replicas: Replicated) -> Iterator[Expected]:
 def _rounds(step: Step, clients: Federated) -> Iterator[Expected]:
     """What clients send is added up on each device, and then over devices; with several models of
     the server's that is one move of each."""
-    state, algorithm = clients.abstract_state, clients.algorithm
+    state, algorithm = clients.on_devices, clients.algorithm
     _, up = algorithm.sent(Server(state.parameters, state.shared, state.optimizer))
     sums = (up if algorithm.clusters is None else state.parameters, state.buffers)
     size = bytes_on_a_device(sums)
     yield _sum(step, ("replica",), "what clients send", "2 P (n-1)/n", size)
     devices, rows = step.mesh["replica"], clients.rows
     here = bytes_on_a_device(state.clients)
-    if here == 0 or devices == 1:
+    if here == 0 or devices == 1 or not clients.rows_cross:
         return
     is_split = rows % devices == 0
     cohort = clients.population.cohort * here / (rows // devices if is_split else rows)

@@ -66,8 +66,9 @@ class Step:
     @property
     def state(self) -> Any:
         """The abstract state, of all replicas, or of a server and its workers or clients."""
-        around = self.clients or self.server or self.replicas or self.learner
-        return around.abstract_state
+        if self.clients is not None:
+            return self.clients.on_devices
+        return (self.server or self.replicas or self.learner).abstract_state
 
     @property
     def mesh(self) -> dict[str, int]:

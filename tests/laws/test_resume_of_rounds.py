@@ -52,13 +52,14 @@ def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
     assert "have other examples than when it was begun" in moved.stderr
 
 
-@pytest.mark.parametrize("rule", ["fedrep", "fedbuff"])
+@pytest.mark.parametrize(("rule", "table"), [("fedrep", "host"), ("fedbuff", "device")])
 def test_own_heads_and_late_clients_are_resumed_bit_for_bit(
-    rule: str, tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
+    rule: str, table: str, tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
 ) -> None:
     config = tmp_path / "rounds.py"
     config.write_text(CONFIG)
     how = [*SERVER, "--federated.rule", rule, "--federated.fine-tuning", 2]
+    how += ["--federated.table", table]
     folder, whole = resumed(config, *MESH, *how)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)

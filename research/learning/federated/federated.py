@@ -52,6 +52,9 @@ class Federated:
     is evaluated for all, sampled and exported is the server's (the mean of its models, if several).
     """
 
+    rows_cross = True
+    """Whether rows of the table go over `replica` to where a client is computed, and back."""
+
     def __init__(
         self,
         one: Synchronous,
@@ -95,6 +98,8 @@ class Federated:
         )
         self.init: jax.stages.Wrapped = jax.jit(self._initial, out_shardings=self.shardings)
         self.abstract_state: FederatedState = abstract(shapes, self.shardings)
+        self.on_devices = self.abstract_state
+        """What of it a round has on the devices."""
         self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, whole))
 
         def of_all(totals: Callable[[Tree, Tree, Batch], Totals]) -> jax.stages.Wrapped:

@@ -20,6 +20,7 @@ from research.learning.federated.federated import Federated
 from research.learning.federated.fednova import fednova
 from research.learning.federated.fedper import fedper
 from research.learning.federated.fedrep import fedrep
+from research.learning.federated.host_table import OnHost, fits
 from research.learning.federated.ifca import ifca
 from research.learning.federated.mimelite import mimelite
 from research.learning.federated.parts import own_paths, part
@@ -29,8 +30,9 @@ from research.learning.federated.scaffold import scaffold
 from research.learning.federated.state import Population
 from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
+from research.parallel.processes import count
 
-WITH_NUMBERS = ("fednova", "q_fedavg", "ifca")
+WITH_NUMBERS = ("fednova", "q_fedavg", "agnostic", "ifca")
 """Rules whose server divides by what else clients send."""
 
 
@@ -145,6 +147,12 @@ class FederatedConfig:
     width: int | None = None
     """Clients that are side by side by plan chunk (None: about 10)."""
 
+    table: Literal["device", "host", "auto"] = "auto"
+    """Where that lies which clients keep from round to round (of scaffold, fedper, fedrep, ditto
+    and pfedme): over --mesh.replica, or in the memory of the host, from which a cohort's rows are
+    taken to the devices and back; auto: where it is above a quarter of a device's memory, on the
+    host."""
+
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""
         bounds = (
@@ -169,6 +177,11 @@ class FederatedConfig:
             raise UserError(
                 f"--federated.width {self.width} is of another plan than {self.plan}: use "
                 "--federated.plan chunk, or --federated.width None"
+            )
+        if self.table == "host" and self.rule == "fedbuff":
+            raise UserError(
+                "fedbuff keeps what --federated.concurrency places have fetched, on the devices, "
+                "and nothing of a client: use --federated.table device"
             )
         dropped = round(self.stragglers * self.cohort) if self.straggling == "drop" else 0
         if self.minimum > self.cohort - dropped:
@@ -227,10 +240,19 @@ class FederatedConfig:
             self.fine_tuning,
             Aggregation(tuple(self.stages), one.seed),
         )
-        if self.rule != "fedbuff":
-            return Federated(*arguments)
-        durations = Durations(self.durations)
-        return Buffered(*arguments, arrivals=Arrivals(durations, self.concurrency, one.seed))
+        if self.rule == "fedbuff":
+            durations = Durations(self.durations)
+            return Buffered(*arguments, arrivals=Arrivals(durations, self.concurrency, one.seed))
+        made = Federated(*arguments)
+        if self.table == "device" or (self.table == "auto" and fits(made.abstract_state.clients)):
+            return made
+        if count() > 1:
+            raise UserError(
+                f"--federated.table {self.table} keeps what clients have in the memory of one "
+                f"process, and there are {count()}: use --federated.table device, which splits it "
+                "over --mesh.replica, or launch one process"
+            )
+        return OnHost(*arguments)
 
     def _width_of(self, here: int) -> int:
         """Of `here` clients of a device, how many are side by side (auto: nothing was measured)."""
