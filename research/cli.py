@@ -110,7 +110,8 @@ def _help() -> str:
         "--run.directory, --run.steps, --run.seed, --run.log-every, --run.checkpoint-every,",
         "--run.evaluate-every, --mesh.replica, --mesh.stage, --mesh.data, --mesh.fsdp,",
         "--mesh.expert, --mesh.context, --mesh.tensor, --model.*, --data.*, --optimizer.*,",
-        "--pipeline.*, --exchange.*, --asynchronous.*, --federated.*, --partition.*.",
+        "--pipeline.*, --exchange.*, --asynchronous.*, --federated.*, --partition.*,",
+        "--ensemble.*.",
         "--cpu-devices N makes N virtual CPU devices. Exit status: 0 success, 2 a mistake in what",
         "was asked, 1 the rest.",
     ]

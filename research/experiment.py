@@ -21,6 +21,7 @@ from research.data import (
 from research.errors import UserError
 from research.learning import (
     AsynchronousConfig,
+    EnsembleConfig,
     ExchangeConfig,
     FederatedConfig,
     OptimizerConfig,
@@ -40,6 +41,7 @@ from research.training import RunConfig
 __all__ = [
     "AsynchronousConfig",
     "CNNConfig",
+    "EnsembleConfig",
     "ExchangeConfig",
     "Experiment",
     "FederatedConfig",
@@ -91,6 +93,9 @@ class Experiment:
     federated: FederatedConfig = FederatedConfig()
     """Clients that keep their data, and what their server does."""
 
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """Members that learn alone and answer together."""
+
     partition: PartitionConfig = PartitionConfig()
     """Which client has which examples."""
 
@@ -103,7 +108,7 @@ class Experiment:
         self.run.check()
         ways = {
             f"--{name}.rule {way.rule}": way
-            for name in ("exchange", "asynchronous", "federated")
+            for name in ("exchange", "asynchronous", "federated", "ensemble")
             if (way := getattr(self, name)).rule != "none"
         }
         if len(ways) > 1:
@@ -111,10 +116,11 @@ class Experiment:
                 f"{' and '.join(ways)} are {len(ways)} ways to learn together: set all but one of "
                 "them to none"
             )
-        if self.asynchronous.rule == self.federated.rule == "none":
+        if self.asynchronous.rule == self.federated.rule == self.ensemble.rule == "none":
             self.exchange.check(self.mesh)
         self.asynchronous.check(self.data.batch)
         self.federated.check()
+        self.ensemble.check(self.mesh, self.optimizer)
         self.partition.check()
         batch, microbatches = self.data.batch, self.optimizer.microbatches
         if microbatches < 1 or batch % microbatches:

@@ -1,5 +1,6 @@
 """`research inspect`: an experiment's step compiled for its mesh, and read, without running it."""
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from research.experiment import Experiment
 from research.planning.inspection import Inspection, Load, inspect
 from research.planning.step import Step
 from research.prepared import abstract_events, cohorts, learner, with_replicas
-from research.rows import seats_of, sharding_of_batch, sharding_of_cohort
+from research.rows import rows_of_members, seats_of, sharding_of_batch, sharding_of_cohort
 
 UNMEASURED = "plan auto measures, and nothing is run here: this is the step by scan"
 
@@ -46,8 +47,8 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
     step = Step.of(made, experiment.model, experiment.data.batch, experiment.pipeline)
     unit = "tokens" if isinstance(experiment.data, TextConfig) else "examples"
     inspection = inspect(compiled, step, unit, load, seconds)
-    plan = experiment.federated.plan if is_round else experiment.exchange.plan
-    if plan == "auto" and seats_of(experiment, mesh) > 1:
+    plans = (getattr(experiment, way).plan for way in ("exchange", "federated", "ensemble"))
+    if "auto" in plans and seats_of(experiment, mesh) > 1:
         return replace(inspection, warnings=(*inspection.warnings, UNMEASURED))
     return inspection
 
@@ -55,17 +56,22 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
 def batch_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Rows, Load, int]:
     """The batch of a step, what is computed for it, and that it has no clients."""
     specification, batch = experiment.data.specification(), experiment.data.batch
-    sharding = sharding_of_batch(experiment, mesh)
+    shape: tuple[int, ...]
+    if experiment.ensemble.rule == "deep":
+        members = rows_of_members(experiment, mesh)
+        shape, sharding = (members.count, batch), members.sharding
+    else:
+        shape, sharding = (batch,), sharding_of_batch(experiment, mesh)
     is_text = isinstance(experiment.data, TextConfig)
     shapes = {
-        "inputs": ((batch, *specification.shape), jnp.int32 if is_text else jnp.float32),
-        "targets": ((batch, *specification.shape) if is_text else (batch,), jnp.int32),
+        "inputs": ((*shape, *specification.shape), jnp.int32 if is_text else jnp.float32),
+        "targets": ((*shape, *(specification.shape if is_text else ())), jnp.int32),
     }
     rows = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
-    return rows, Load(batch), 0
+    return rows, Load(math.prod(shape)), 0
 
 
 def round_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Rows, Load, int]:

@@ -59,9 +59,13 @@ def settled(
         tried = {fastest: tried[fastest]}
         lines += [f"{1e3 * seconds:.1f} ms by {plan}" for plan, seconds in medians.items()]
     plan = shared("plan", next(iter(tried)))
-    is_round = prepared.experiment.federated.rule != "none"
-    what = "a round of {} clients" if is_round else "a step of {} replicas"
-    flag = "--federated.plan" if is_round else "--exchange.plan"
+    experiment = prepared.experiment
+    what, way = "a step of {} replicas", "exchange"
+    if experiment.federated.rule != "none":
+        what, way = "a round of {} clients", "federated"
+    if experiment.ensemble.rule != "none":
+        what, way = "a step of {} members", "ensemble"
+    flag = f"--{way}.plan"
     say(f"{what.format(prepared.seats)} a device: {', '.join(lines)}; {flag} {plan} is taken")
     return tried.get(plan) or prepared.with_experiment(plans[plan])
 
@@ -76,6 +80,8 @@ def plans_of(prepared: Prepared) -> dict[str, Experiment]:
     if federated.rule != "none":
         plans = federated.plans(seats)
         return {name: replace(experiment, federated=each) for name, each in plans.items()}
+    if (ensemble := experiment.ensemble).rule != "none":
+        return {name: replace(experiment, ensemble=each) for name, each in ensemble.plans().items()}
     return {name: replace(experiment, exchange=each) for name, each in exchange.plans().items()}
 
 

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from research.data import (
     Cohorts,
     Federation,
     HeldOut,
+    Members,
     Source,
     cache_folder,
     evaluated_examples,
@@ -24,16 +25,32 @@ from research.data import (
 )
 from research.errors import UserError
 from research.experiment import Experiment
-from research.learning import Federated, Learner, Replicated, State, Synchronous, Totals
+from research.learning import (
+    Ensemble,
+    EnsembleState,
+    Federated,
+    Learner,
+    Replicated,
+    State,
+    Synchronous,
+)
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import abstract, batch_sharding
 from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
-from research.rows import Rows, rows_of_batch, rows_of_cohort, seats_of
+from research.rows import (
+    Rows,
+    rows_of_all_members,
+    rows_of_batch,
+    rows_of_cohort,
+    rows_of_members,
+    seats_of,
+)
 from research.training.checkpoints import Checkpoints
 from research.training.evaluation import evaluate, summary, totals_of
 from research.training.evaluation_of_clients import evaluate_by_client, evaluate_personal
+from research.training.evaluation_of_ensembles import Answered, answers
 from research.training.folder import RunFolder
 
 EVALUATED = 512
@@ -50,8 +67,13 @@ class Prepared:
         self.mesh = experiment.mesh.build() if mesh is None else mesh
         self.experiment = experiment = with_replicas(experiment, self.mesh)
         self.federation: Federation | None = None
-        self.batches: Batches | Cohorts
-        if experiment.federated.rule == "none":
+        self.batches: Batches | Cohorts | Members
+        if experiment.ensemble.rule == "deep":
+            self.rows = rows_of_members(experiment, self.mesh)
+            self.evaluated = rows_of_all_members(experiment, self.mesh)
+            self.dataset = experiment.data.load()
+            self.batches = members(experiment, self.dataset.train)
+        elif experiment.federated.rule == "none":
             self.rows = self.evaluated = rows_of_batch(experiment, self.mesh)
             self.dataset = experiment.data.load()
             self.batches = Batches(self.dataset.train, self.rows.count, experiment.run.seed)
@@ -66,7 +88,7 @@ class Prepared:
         )
         self.compiling_seconds = 0.0  # of the step
         self._step: Callable[[State, Any], tuple[State, Any]] | None = None
-        self._evaluations: dict[str, Callable[..., Totals]] = {}  # compiled when first needed
+        self._evaluations: dict[str, Callable[..., Any]] = {}  # compiled when first needed
 
     @property
     def units_per_step(self) -> int:
@@ -110,7 +132,9 @@ class Prepared:
         step = compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
         self.compiling_seconds = time.perf_counter() - began
         self._step = step
-        return step
+        if isinstance(self.learner, Ensemble):
+            self._step = and_told(step, self.learner)
+        return self._step
 
     def evaluate(
         self, state: State, split: Source, clients: Clients | None = None
@@ -138,10 +162,18 @@ class Prepared:
             )
         return metrics
 
-    def _compiled(self, name: str) -> Callable[[State, dict[str, jax.Array]], Totals]:
+    def answers(self, state: EnsembleState, split: Source) -> Iterable[Answered]:
+        """What the members of an ensemble say of a split, batch by batch; of those that learn."""
+        limit, evaluated = self.experiment.run.evaluate_batches, self.evaluated
+        parts = evaluation_batches(split, evaluated.count, evaluated.own, limit)
+        placed = (evaluated.place(rows) for rows in parts)
+        examples = len(evaluated_examples(len(split), evaluated.count, limit))
+        return answers(self._compiled("predict"), state, placed, examples)
+
+    def _compiled(self, name: str) -> Callable[[Any, dict[str, jax.Array]], Any]:
         """A function of the learner, compiled for the first batch that it is called with."""
 
-        def call(state: State, batch: dict[str, jax.Array]) -> Totals:
+        def call(state: Any, batch: dict[str, jax.Array]) -> Any:
             if name not in self._evaluations:
                 lowered = getattr(self.learner, name).lower(state, batch)
                 self._evaluations[name] = compile_together(lowered)
@@ -152,7 +184,25 @@ class Prepared:
 
 def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment:
     """`experiment` with the number of replicas, so that other meshes will have as many."""
-    return replace(experiment, exchange=experiment.exchange.on(mesh))
+    exchange, ensemble = experiment.exchange.on(mesh), experiment.ensemble.on(mesh)
+    return replace(experiment, exchange=exchange, ensemble=ensemble)
+
+
+def and_told(step: Callable[..., Any], ensemble: Ensemble) -> Callable[[State, Any], Any]:
+    """A compiled `step` of members, and after it what is told of them together."""
+
+    def both(state: State, batch: Any) -> tuple[State, Any]:
+        state, metrics = step(state, batch)
+        return state, ensemble.told(metrics)
+
+    return both
+
+
+def members(experiment: Experiment, train: Source) -> Members:
+    """What the members of `experiment` learn from."""
+    ensemble, seed = experiment.ensemble, experiment.run.seed
+    assert ensemble.members is not None
+    return Members(train, ensemble.members, experiment.data.batch, seed, ensemble.share)
 
 
 def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.Mesh) -> Cohorts:
@@ -219,7 +269,8 @@ def learner(
     it, on `mesh`."""
     steps, exchange = experiment.run.steps, experiment.exchange
     asynchronous, federated = experiment.asynchronous, experiment.federated
-    alone = exchange.rule == asynchronous.rule == federated.rule == "none"
+    ensemble = experiment.ensemble
+    alone = exchange.rule == asynchronous.rule == federated.rule == ensemble.rule == "none"
     one = Synchronous(
         experiment.model,
         specification,
@@ -237,6 +288,8 @@ def learner(
         return asynchronous.build(one)
     if federated.rule != "none":
         return federated.build(one, experiment.optimizer, steps, clients)
+    if ensemble.rule != "none":
+        return ensemble.on(mesh).build(one, experiment.optimizer, steps, experiment.model)
     exchange = exchange.on(mesh)
     assert exchange.replicas is not None
     return Replicated(

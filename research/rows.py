@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from research.configuration import multiples_near
 from research.errors import UserError
@@ -59,7 +60,34 @@ def sharding_of_cohort(
             f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
             f"--federated.cohort {multiples_near(cohort, devices)}"
         )
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
+    return jax.sharding.NamedSharding(mesh, P("replica"))
+
+
+def rows_of_members(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """Members over `replica`, the batch of each over the other axes that split one."""
+    count = experiment.ensemble.members
+    assert count is not None
+    return Rows.of(jax.sharding.NamedSharding(mesh, P("replica", *_axes(experiment, mesh))), count)
+
+
+def rows_of_all_members(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
+    """A batch that all members look at."""
+    sharding = jax.sharding.NamedSharding(mesh, P(*_axes(experiment, mesh)))
+    return Rows.of(sharding, experiment.data.batch)
+
+
+def _axes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[tuple[str, ...], ...]:
+    """What splits a member's batch. Raises UserError where it does not divide."""
+    batch, microbatches = experiment.data.batch, experiment.optimizer.microbatches
+    axes = [a for a in LAYOUT["batch"].mesh_axes if a != "replica" and mesh.shape[a] > 1]
+    parts = math.prod(mesh.shape[a] for a in axes)
+    if batch % (parts * microbatches):
+        product = " × ".join([*axes, *["microbatches"] * (microbatches > 1)])
+        raise UserError(
+            f"a member's batch {batch} does not divide over {product} = {parts * microbatches}: "
+            f"use --data.batch {multiples_near(batch, parts * microbatches)}"
+        )
+    return (tuple(axes),) if axes else ()
 
 
 def sharding_of_batch(
@@ -87,8 +115,11 @@ def sharding_of_batch(
 
 
 def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
-    """Replicas on a device, once their number is known (see `with_replicas`), or clients."""
+    """Replicas or members on a device, once their number is known (see `with_replicas`), or
+    clients."""
     devices = mesh.shape["replica"]
     if experiment.federated.rule != "none":
         return experiment.federated.cohort // devices
+    if experiment.ensemble.members is not None:
+        return experiment.ensemble.members // devices
     return (experiment.exchange.replicas or devices) // devices

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from research.data import Vocabulary, vocabulary_from_json
+from research.data import Vocabulary, outside, vocabulary_from_json
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning import Learner, State
@@ -14,8 +14,10 @@ from research.models import TransformerConfig
 from research.models.generation import generate
 from research.parallel.processes import is_first
 from research.prepared import Prepared, Restored, check_same_data, say
+from research.reporting import nll_over_members, print_ensemble, reliability_diagram
 from research.training.evaluation import ALL
 from research.training.evaluation_of_clients import spreads_in_words
+from research.training.evaluation_of_ensembles import evaluate_ensemble
 from research.training.folder import RunFolder
 
 
@@ -36,9 +38,38 @@ def evaluate(
     for line in spreads_in_words(metrics):
         say(line)
     result = {"step": restored.step, "split": split, "examples": len(dataset.test), **metrics}
+    if prepared.experiment.ensemble.rule != "none":
+        with jax.set_mesh(prepared.mesh):
+            result["ensemble"] = judged(prepared, restored.state)
+        if is_first():
+            show(result, folder.path)
     if is_first():
         folder.write("evaluation", result)
     return result
+
+
+def judged(prepared: Prepared, state: Any) -> dict[str, Any]:
+    """What is written down of the ensemble that `state` is, as `evaluate_ensemble` says."""
+    dataset, kind = prepared.dataset, prepared.experiment.ensemble.outside
+    is_text = dataset.unit == "tokens"
+    strange = None
+    if kind != "none" and not is_text:
+        strange = prepared.answers(state, outside(dataset.test, kind))
+    return evaluate_ensemble(
+        prepared.answers(state, dataset.test),
+        list(prepared.answers(state, dataset.validation)),
+        strange,
+        stacking=not is_text,
+    )
+
+
+def show(result: dict[str, Any], folder: Path) -> None:
+    """Prints the table of an evaluated ensemble, and draws what there is to see of it."""
+    print_ensemble(result)
+    drawn = {"reliability.svg": reliability_diagram, "nll_over_members.svg": nll_over_members}
+    for name, draw in drawn.items():
+        draw(result, folder / name)
+    say(f"drawn: {' and '.join(str(folder / name) for name in drawn)}")
 
 
 def sample(

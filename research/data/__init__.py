@@ -15,6 +15,8 @@ from research.data.download import cache_folder
 from research.data.federation import Federation, federate
 from research.data.held_out import HeldOut
 from research.data.images import ImagesConfig
+from research.data.members import Members
+from research.data.outside import outside
 from research.data.partition import PartitionConfig
 from research.data.shift import ImageShift
 from research.data.synthetic import SyntheticConfig
@@ -32,6 +34,7 @@ __all__ = [
     "ImageShift",
     "ImagesConfig",
     "LabeledArrays",
+    "Members",
     "PartitionConfig",
     "Source",
     "SyntheticConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "evaluated_examples",
     "evaluation_batches",
     "federate",
+    "outside",
     "read_rows",
     "vocabulary_from_json",
 ]

@@ -164,7 +164,7 @@ def _hash(values: np.ndarray) -> np.ndarray:
     return values
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def _keys(seed: int, epoch: int) -> np.ndarray:
     """uint64 `[ROUNDS]`, unrelated for neighboring seeds and epochs."""
     digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8 * ROUNDS).digest()

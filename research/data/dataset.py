@@ -66,6 +66,7 @@ class LabeledArrays:
         self.targets = targets.astype(np.int32)
         # Spread over a whole example: NumPy is ten times slower where its inner loop is 3 channels.
         shape = inputs.shape[1:]
+        self.mean, self.standard_deviation = mean, standard_deviation
         self._mean = np.broadcast_to(mean, shape).astype(np.float32)
         self._scale = (1.0 / np.broadcast_to(standard_deviation, shape)).astype(np.float32)
 

@@ -4,7 +4,8 @@
 several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo, elastic averaging.
 `Asynchronous` are workers around a server that takes their gradients as they come, `BackupWorkers`
 those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). `Federated` are
-clients that keep their data (`FederatedConfig`). All are a `Learner`. `cross_entropy` gives every
+clients that keep their data (`FederatedConfig`). `Ensemble` is of members that learn alone and
+answer together (`EnsembleConfig`). All are a `Learner`. `cross_entropy` gives every
 loss as (sum, count); `OptimizerConfig` names an optax optimizer and its schedule.
 """
 
@@ -14,20 +15,24 @@ from research.learning.asynchronous import (
     AsynchronousState,
     BackupWorkers,
 )
+from research.learning.ensemble import Ensemble, EnsembleConfig, EnsembleState
 from research.learning.federated import Federated, FederatedConfig, FederatedState
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
 from research.learning.replicated import ExchangeConfig, Replicated, ReplicatedState, Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
-Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated
-State = TrainState | ReplicatedState | AsynchronousState | FederatedState
+Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated | Ensemble
+State = TrainState | ReplicatedState | AsynchronousState | FederatedState | EnsembleState
 
 __all__ = [
     "Asynchronous",
     "AsynchronousConfig",
     "AsynchronousState",
     "BackupWorkers",
+    "Ensemble",
+    "EnsembleConfig",
+    "EnsembleState",
     "ExchangeConfig",
     "Federated",
     "FederatedConfig",

@@ -79,8 +79,9 @@ class OptimizerConfig:
         rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
         return optax.join_schedules([rise, after], [warmup])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer for a run of `steps` steps; clipping comes first.
+    def build(self, steps: int, rate: optax.Schedule | None = None) -> optax.GradientTransformation:
+        """The optimizer for a run of `steps` steps; clipping comes first. `rate` is the learning
+        rate of a step where it is not that of the schedule.
 
         Raises UserError for a name or an argument that optax does not have.
         """
@@ -107,7 +108,7 @@ class OptimizerConfig:
                     f"optax.{self.name} takes no argument `{name}`: it takes {', '.join(takes)}"
                 )
             arguments[name] = value
-        optimizer = make(self.learning_rate_schedule(steps), **arguments)
+        optimizer = make(rate or self.learning_rate_schedule(steps), **arguments)
         if self.clip is None:
             return optimizer
         return optax.chain(optax.clip_by_global_norm(self.clip), optimizer)

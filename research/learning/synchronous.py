@@ -124,9 +124,8 @@ class Synchronous:
             ),
         )
 
-        def drawn(number: int = 0) -> tuple[Tree, Tree]:
-            key = jax.random.fold_in(jax.random.key(seed), 0)
-            _, *made = build(jax.random.fold_in(key, number) if number else key)
+        def drawn(number: int | jax.Array = 0) -> tuple[Tree, Tree]:
+            _, *made = build(of_number(jax.random.fold_in(jax.random.key(seed), 0), number))
             parameters, buffers = map(nnx.to_pure_dict, made)
             return parameters, buffers
 
@@ -151,7 +150,7 @@ class Synchronous:
 
     def model(self, state: TrainState) -> Any:
         """The Flax module with the state's parameters."""
-        return self._merged(state.parameters, state.buffers)
+        return self.merged(state.parameters, state.buffers)
 
     def parameters(self, state: TrainState) -> Tree:
         """The state's parameters as the model has them: layers in a row, in whatever rounds a
@@ -237,7 +236,7 @@ class Synchronous:
         """Over `batch`, of an evaluation: what `evaluate` compiles."""
         if self._pipeline is not None:
             return self._pipeline.totals(parameters, buffers, batch)
-        return _totals(self._merged(parameters, buffers), batch)[0]
+        return _totals(self.merged(parameters, buffers), batch)[0]
 
     def totals_of_each(self, parameters: Tree, buffers: Tree, batch: Batch) -> Totals:
         """Of each example of `batch`, [batch] each: what `evaluate_each` compiles.
@@ -249,11 +248,12 @@ class Synchronous:
                 f"examples are not evaluated one by one over --mesh.stage "
                 f"{self.mesh.shape['stage']}: use --mesh.stage 1"
             )
-        model = self._merged(parameters, buffers)
+        model = self.merged(parameters, buffers)
         logits, _ = model.forward(batch["inputs"])
         return cross_entropies(logits, model.arrange(batch["targets"]), batch.get("weights"))
 
-    def _merged(self, parameters: Tree, buffers: Tree) -> Any:
+    def merged(self, parameters: Tree, buffers: Tree) -> Any:
+        """The Flax module with `parameters` as the state has them."""
         return nnx.merge(self.graph, out_of_rounds(parameters, self._rounds), buffers)
 
     def _loss(self, parameters: Tree, buffers: Tree, batch: Batch) -> Any:
@@ -261,6 +261,13 @@ class Synchronous:
         totals, extras = _totals(model, batch, train=True)
         after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return totals.loss + sum(extras.penalties.values()), (Sums(totals, extras), after)
+
+
+def of_number(key: jax.Array, number: int | jax.Array) -> jax.Array:
+    """The key of one of several: of number 0 `key` itself, as if it were alone."""
+    if isinstance(number, int):
+        return jax.random.fold_in(key, number) if number else key
+    return jnp.where(number == 0, key, jax.random.fold_in(key, number))
 
 
 def _totals(model: Model, batch: Batch, train: bool = False) -> tuple[Totals, Extras]:

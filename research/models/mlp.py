@@ -12,7 +12,7 @@ arXiv:1909.08053: the first by columns, the second by rows, one all-reduce a pai
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -111,3 +111,21 @@ class MLP(Model):
 def hidden_axis(index: int) -> str:
     """Returns the logical axis of the units of hidden layer `index`: split, whole, split, ..."""
     return "mlp" if index % 2 == 0 else "embed"
+
+
+def narrowed(parameters: Any, units: jax.Array) -> Any:
+    """The `parameters` of an MLP of which only the first `units` [] of every hidden layer are
+    used: they start as an MLP of that width does, all others at 0, where they stay."""
+    hidden = parameters["hidden"]
+    layers = [*(hidden[f"layer_{index}"] for index in range(len(hidden))), parameters["output"]]
+    made, before = [], None
+    for layer in layers:
+        kernel, bias = layer["kernel"], layer["bias"]  # [fan-in, fan-out], [fan-out]
+        if before is not None:  # its fan-in is smaller, and so its variance larger
+            kernel = kernel * before[:, None] * jnp.sqrt(before.size / units)
+        before = jnp.arange(kernel.shape[1]) < units
+        if layer is not layers[-1]:
+            kernel, bias = kernel * before, bias * before
+        made.append(layer | {"kernel": kernel, "bias": bias})
+    of_hidden = {f"layer_{index}": layer for index, layer in enumerate(made[:-1])}
+    return parameters | {"hidden": of_hidden, "output": made[-1]}

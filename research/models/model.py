@@ -1,5 +1,8 @@
 """What a learner asks of every model, and what models share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -53,19 +56,40 @@ class Model(nnx.Module):
         here they are not divided."""
 
 
+_dropout: ContextVar[jax.Array | None] = ContextVar("dropout", default=None)
+
+
+@contextmanager
+def dropping(rate: jax.Array | None) -> Iterator[None]:
+    """A context in which `drop` is traced with `rate` [] in place of the model's own (None: with
+    that). It is for models of one program whose rates differ."""
+    token = _dropout.set(rate)
+    try:
+        yield
+    finally:
+        _dropout.reset(token)
+
+
+def drops(rate: float) -> bool:
+    """Whether a model of this `rate` drops anything at all."""
+    return rate > 0 or _dropout.get() is not None
+
+
 def drop(x: jax.Array, rate: float, keys: jax.Array | None, place: int | jax.Array) -> jax.Array:
     """Dropout (Srivastava et al. 2014) of `rate` on `x` [batch, ...].
 
     `keys` [batch] draw for every example, or [batch, sequence] for every token of it; `place` tells
     the dropouts of a model apart. Without keys, `x` itself.
     """
-    if keys is None or rate == 0:
+    if keys is None or not drops(rate):
         return x
+    own = _dropout.get()
+    keep = 1 - (rate if own is None else own)
 
     def kept(key: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape[keys.ndim :])
+        return jax.random.bernoulli(jax.random.fold_in(key, place), keep, x.shape[keys.ndim :])
 
     draw = kept
     for _ in range(keys.ndim):
         draw = jax.vmap(draw)
-    return jax.numpy.where(draw(keys), x / (1 - rate), 0).astype(x.dtype)
+    return jax.numpy.where(draw(keys), x / keep, 0).astype(x.dtype)

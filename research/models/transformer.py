@@ -31,7 +31,7 @@ from research.models.attention import (
     running_order,
 )
 from research.models.mixture import Mixture
-from research.models.model import Extras, Model, drop
+from research.models.model import Extras, Model, drop, drops
 from research.models.products import dot_general
 from research.models.specification import Specification
 from research.models.transformer_config import TransformerConfig
@@ -224,7 +224,7 @@ class Transformer(Model):
     def _token_keys(self, keys: jax.Array | None, x: jax.Array) -> jax.Array | None:
         """Keys [batch, sequence] for `x` [batch, sequence, ...] of its examples' `keys` [batch]: a
         token draws the same dropout wherever it runs."""
-        if keys is None or self.config.dropout == 0:
+        if keys is None or not drops(self.config.dropout):
             return None
         order = running_order(self.config, x.shape[1])
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))

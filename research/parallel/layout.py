@@ -173,9 +173,10 @@ def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
 
 def rows_of_this_process(sharding: NamedSharding, batch: int) -> np.ndarray:
     """The rows of a batch that this process's devices hold, ascending: all that it has to read."""
+    of_rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     held = {
         row
-        for index in sharding.addressable_devices_indices_map((batch,)).values()
+        for index in of_rows.addressable_devices_indices_map((batch,)).values()
         for row in range(*(index or (slice(None),))[0].indices(batch))
     }
     return np.array(sorted(held))
@@ -194,7 +195,7 @@ def place(rows: dict[str, np.ndarray], sharding: NamedSharding, batch: int) -> d
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             first, last, _ = index[0].indices(batch)
-            return leaf[position[first] : position[last - 1] + 1]
+            return leaf[(slice(position[first], position[last - 1] + 1), *index[1:])]
 
         return jax.make_array_from_callback((batch, *leaf.shape[1:]), sharding, part)
 

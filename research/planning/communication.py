@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 
-from research.learning import Asynchronous, Federated, Replicated
+from research.learning import Asynchronous, Ensemble, Federated, Replicated
 from research.learning.federated.algorithm import Server
 from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
@@ -74,7 +74,7 @@ def expected(step: Step) -> list[Expected]:
     return [row for row in rows if row.wire > 0]
 
 
-def _exchanges(replicas: Replicated) -> Iterator[Expected]:
+def _exchanges(replicas: Replicated | Ensemble) -> Iterator[Expected]:
     """What the rule states, of a step that has all of it."""
     for _, messages in replicas.sendings():
         for message in messages:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from research.learning import (
     Asynchronous,
     BackupWorkers,
+    Ensemble,
     Federated,
     Learner,
     Replicated,
@@ -34,10 +35,10 @@ class Step:
 
     learner: Synchronous
     model: Any
-    batch: int  # rows of a replica, over all devices
+    batch: int  # rows of a replica or member, over all devices
     pipeline: PipelineConfig
     platform: str
-    replicas: Replicated | None = None
+    replicas: Replicated | Ensemble | None = None
     """Around the learner, where there are several; all else here is about one of them."""
     server: Asynchronous | BackupWorkers | None = None
     """Around the learner, where there is one."""
@@ -52,11 +53,13 @@ class Step:
         batch: int,
         pipeline: PipelineConfig,
     ) -> "Step":
-        """That of a learner, for `batch` rows over all devices, or of a client."""
+        """That of a learner, for `batch` rows over all devices, or of a client or member."""
         platform = learner.mesh.devices.flat[0].platform
         if isinstance(learner, Replicated):
             rows = batch // learner.replicas.count
             return cls(learner.one, model, rows, pipeline, platform, replicas=learner)
+        if isinstance(learner, Ensemble):
+            return cls(learner.one, model, batch, pipeline, platform, replicas=learner)
         if isinstance(learner, Asynchronous | BackupWorkers):
             return cls(learner.one, model, batch, pipeline, platform, server=learner)
         if isinstance(learner, Federated):

@@ -2,8 +2,9 @@
 
 `loss_curves` draws the losses of run folders, `exchange_curves` any metric over bytes and over the
 seconds of a network, `placement` which device holds which part of an array, `timeline` who does
-what when in a pipeline, `client_labels` which client has which labels. All return a matplotlib
-figure that shows itself in a notebook, and need no display.
+what when in a pipeline, `client_labels` which client has which labels, `reliability_diagram`
+and `nll_over_members` how an ensemble was judged. All return a matplotlib figure that shows itself
+in a notebook, and need no display.
 """
 
 from research.reporting.clients import client_labels, client_table
@@ -14,6 +15,12 @@ from research.reporting.communication import (
     virtual_seconds,
 )
 from research.reporting.curves import Curve, loss_curves, read_curve
+from research.reporting.ensembles import (
+    ensemble_table,
+    nll_over_members,
+    print_ensemble,
+    reliability_diagram,
+)
 from research.reporting.placement import placement
 from research.reporting.timeline import timeline
 
@@ -21,12 +28,16 @@ __all__ = [
     "Curve",
     "client_labels",
     "client_table",
+    "ensemble_table",
     "exchange_curves",
     "loss_curves",
+    "nll_over_members",
     "of_one_model",
     "placement",
+    "print_ensemble",
     "read_curve",
     "read_run",
+    "reliability_diagram",
     "timeline",
     "virtual_seconds",
 ]

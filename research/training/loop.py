@@ -31,7 +31,7 @@ IN_FLIGHT = 2
 FINITE = ("loss", "gradient_norm", "parameter_norm")
 """Metrics that say, in this order of cause and effect, whether a state is worth keeping."""
 
-COUNTED = ("replicas_dropped", "clients_dropped")
+COUNTED = ("replicas_dropped", "clients_dropped", "members_frozen")
 """Metrics that count, since the run began, what it went on without: a line tells when one grows."""
 
 State = Any

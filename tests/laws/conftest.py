@@ -12,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from research.errors import UserError
 from research.learning import (
     AsynchronousConfig,
+    Ensemble,
+    EnsembleConfig,
     ExchangeConfig,
     Learner,
     OptimizerConfig,
@@ -132,6 +136,13 @@ SERVERS_ON = {
     "replica2-stage2-data2": Place(MeshConfig(replica=2, stage=2, data=2), 4, "text", 2),
 }
 
+MEMBERS_ON = {
+    "replica8": Place(MeshConfig(replica=8), 8),
+    "replica4-tensor2": Place(MeshConfig(replica=4, tensor=2), 4),
+    "replica4-fsdp2-two-a-device": Place(MeshConfig(replica=4, data=1, fsdp=2), 8),
+    "replica2-data2-fsdp2": Place(MeshConfig(replica=2, data=2, fsdp=2), 2, microbatches=2),
+}
+
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
 TEXT = Specification(shape=(16,), classes=65)
 IMAGES = Specification(shape=(8, 8, 3), classes=10)
@@ -243,6 +254,7 @@ class Run:
         pipeline: PipelineConfig | None = None,
         exchange: ExchangeConfig | None = None,
         asynchronous: AsynchronousConfig | None = None,
+        ensemble: EnsembleConfig | None = None,
     ):
         """Raises UserError where case and mesh do not fit."""
         self.case = case
@@ -251,7 +263,8 @@ class Run:
             lambda parameters: jax.tree.map(jnp.zeros_like, parameters),
             lambda gradients, state, parameters=None: (gradients, gradients),
         )
-        self.sharding = batch_sharding(self.mesh, case.batch // microbatches)
+        self.sharding = self.evaluated = batch_sharding(self.mesh, case.batch // microbatches)
+        self.rows: tuple[int, ...] = (case.batch,)
         one = Synchronous(
             case.model,
             case.specification,
@@ -261,7 +274,7 @@ class Run:
             seed=3,
             microbatches=microbatches,
             pipeline=pipeline,
-            outside=() if exchange is None and asynchronous is None else ("replica",),
+            outside=() if exchange is asynchronous is ensemble is None else ("replica",),
         )
         self.learner: Learner = one
         if asynchronous is not None:
@@ -272,10 +285,25 @@ class Run:
             rule = exchange.build(steps=100)
             self.learner = Replicated(one, rule, exchange.replicas or 1, exchange.plan, drop)
 
+        if ensemble is not None:
+            ensemble = ensemble.on(self.mesh)
+            self.learner = ensemble.build(one, case.optimizer, 100, case.model)
+            self.rows = (self.learner.count, case.batch // self.learner.count)
+            axes = tuple(a for a in ("data", "fsdp") if self.mesh.shape[a] > 1)
+            self.sharding = NamedSharding(self.mesh, P("replica", axes))
+            self.evaluated = NamedSharding(self.mesh, P(axes))
+
     def init(self) -> Any:
         """The initial state, in NumPy."""
         with jax.set_mesh(self.mesh):
             return jax.device_get(self.learner.init())
+
+    def batches(self, steps: int) -> list[dict[str, np.ndarray]]:
+        """As the learner's steps have them."""
+        return [
+            {name: leaf.reshape(*self.rows, *leaf.shape[1:]) for name, leaf in rows.items()}
+            for rows in self.case.batches(steps)
+        ]
 
     def trace(self, initial: Any, steps: int = 4) -> Trace:
         """Loss and gradients (NumPy) of every step from the state `initial` (NumPy).
@@ -286,9 +314,11 @@ class Run:
         made: Trace = []
         with jax.set_mesh(self.mesh):
             state = jax.device_put(initial, self.learner.shardings)
-            for step, rows in enumerate(self.case.batches(steps)):
-                batch = place(rows, self.sharding, self.case.batch) | self.learner.events(step)
+            for step, rows in enumerate(self.batches(steps)):
+                batch = place(rows, self.sharding, self.rows[0]) | self.learner.events(step)
                 state, metrics = self.learner.step(state, batch)
+                if isinstance(self.learner, Ensemble):
+                    metrics = self.learner.told(metrics)
                 made.append((float(metrics["loss"]), jax.device_get(state.optimizer[0])))
                 if self.case.kinked:
                     buffers = state.buffers
@@ -303,7 +333,7 @@ class Run:
         rows = self.case.batches(5)[-1]
         weights = (np.arange(self.case.batch) < self.case.batch - 3).astype(np.float32)
         with jax.set_mesh(self.mesh):
-            batch = place(rows | {"weights": weights}, self.sharding, self.case.batch)
+            batch = place(rows | {"weights": weights}, self.evaluated, self.case.batch)
             return jax.device_get(self.learner.evaluate(self.state, batch))
 
 
@@ -421,6 +451,30 @@ class Workers(NamedTuple):
 def workers(request: pytest.FixtureRequest) -> Workers:
     server, place = SERVERS[request.param[0]], SERVERS_ON[request.param[1]]
     return Workers(server, place, SMALL[place.model])
+
+
+class Members(NamedTuple):
+    """An ensemble at a place."""
+
+    place: Place
+    case: Case
+
+    def run(self, mesh: MeshConfig | None = None, **settings: Any) -> "Run":
+        """On the place's mesh, or on another one."""
+        mesh = mesh or self.place.mesh
+        return Run(
+            self.case,
+            mesh,
+            mesh.named_devices,
+            microbatches=self.place.microbatches,
+            ensemble=EnsembleConfig("deep", members=self.place.replicas, **settings),
+        )
+
+
+@pytest.fixture(params=MEMBERS_ON)
+def members(request: pytest.FixtureRequest) -> Members:
+    place = MEMBERS_ON[request.param]
+    return Members(place, SMALL[place.model])
 
 
 @pytest.fixture

@@ -131,6 +131,18 @@ def checkpoints(folder: Path) -> list[int]:
             ["--federated.rule", "fedavg", "--federated.minimum", "11"],
             "11 clients cannot answer of a cohort of 10: use --federated.minimum 10 or less",
         ),
+        (
+            ["--ensemble.rule", "deep", "--ensemble.members", "6", "--mesh.replica", "4"],
+            "6 members do not divide over --mesh.replica 4: use --ensemble.members 4 or 8",
+        ),
+        (
+            ["--ensemble.rule", "deep", "--ensemble.members", "3", "--data.batch", "12"],
+            "a member's batch 12 does not divide over data = 8: use --data.batch 8 or 16",
+        ),
+        (
+            ["--ensemble.members", "2", "--ensemble.learning-rates", "0.1", "0.2", "0.3"],
+            "--ensemble.learning-rates has 3 values, and there are 2 members: give one a member",
+        ),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
         (["--data.context", "20000"], "training split of"),

@@ -50,12 +50,29 @@ def sent_over_replica(text: str, mesh: jax.sharding.Mesh) -> Counter[tuple[str, 
     return found
 
 
+def collectives_of(text: str) -> list[Any]:
+    """All of the program, with the instruction of each."""
+    return [v for v in parse(text).visits() if v.instruction.opcode in KINDS]
+
+
+def over_replica(text: str, mesh: jax.sharding.Mesh) -> list[str]:
+    """The kinds of all that cross `replica`, scalars too."""
+    kinds = []
+    for visit in collectives_of(text):
+        attributes = visit.instruction.attributes
+        is_permute = visit.instruction.opcode == "collective-permute"
+        groups = pairs_of(attributes) if is_permute else groups_of(attributes, mesh.size)
+        if "replica" in axes_of(groups, dict(mesh.shape)):
+            kinds.append(visit.instruction.opcode)
+    return kinds
+
+
 def step_of(here: Any) -> str:
     """The compiled program."""
     learner = here.learner
     batch = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here.sharding)
-        for name, leaf in here.case.batches(1)[0].items()
+        for name, leaf in here.batches(1)[0].items()
     }
     with jax.set_mesh(here.mesh):
         lowered = learner.step.lower(learner.abstract_state, batch | learner.events(0))
@@ -116,6 +133,23 @@ def test_a_simulated_server_moves_a_gradient_and_a_fetched_copy(
     times = 1 if server.rule == "backup_workers" else 2
     wanted = {("all-reduce", "float32", 4, False): times * parameters}
     assert sent_over_replica(step_of(here), here.mesh) == wanted
+
+
+def test_members_send_each_other_nothing_but_an_answer(members: Any) -> None:
+    """A step has no message over `replica`, not a scalar; a prediction has one, an all-gather."""
+    here = members.run()
+    step = step_of(here)
+    assert not over_replica(step, here.mesh)
+    alone = here.mesh.size == here.mesh.shape["replica"]
+    assert alone == (not collectives_of(step))  # members of one device send nothing at all
+    rows = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here.evaluated)
+        for name, leaf in here.case.batches(1)[0].items()
+    }
+    with jax.set_mesh(here.mesh):
+        for function in (here.learner.evaluate, here.learner.predict):
+            compiled = function.lower(here.learner.abstract_state, rows).compile()
+            assert over_replica(str(compiled.as_text()), here.mesh) == ["all-gather"]
 
 
 def test_the_bytes_that_are_logged_are_those_of_the_model(table: Any, run: Any) -> None:

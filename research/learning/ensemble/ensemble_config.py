@@ -1,0 +1,120 @@
+"""Whether members make an ensemble, how many, what each learns from and what is its own."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from jax.sharding import Mesh
+
+from research.configuration import check_bounds, multiples_near
+from research.data.outside import Outside
+from research.errors import UserError
+from research.learning.ensemble.combination import Rule, combination
+from research.learning.ensemble.ensemble import Ensemble
+from research.learning.ensemble.traits import traits
+from research.learning.optimizer import OptimizerConfig
+from research.learning.synchronous import Synchronous
+from research.parallel.mesh import MeshConfig
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Members that learn alone and answer together."""
+
+    rule: Literal["none", "deep"] = "none"
+    """deep: members learn side by side, each from a start of its own and on batches of its own, of
+    --data.batch examples; none: there is one model."""
+
+    members: int | None = None
+    """M, a multiple of --mesh.replica (None: as many)."""
+
+    share: Literal["all", "bagging", "disjoint"] = "all"
+    """What a member learns from: all training examples in an order of its own, a bootstrap sample
+    of them, or a part that no other member has."""
+
+    combination: Rule = "mean"
+    """Of the members' probabilities: their mean, their geometric mean, or votes."""
+
+    learning_rates: tuple[float, ...] = ()
+    """Of each member, in the place of --optimizer.learning-rate (empty: the same for all)."""
+
+    weight_decays: tuple[float, ...] = ()
+    """Of each member (empty: the same for all)."""
+
+    dropouts: tuple[float, ...] = ()
+    """Of each member (empty: the same for all)."""
+
+    widths: tuple[int, ...] = ()
+    """Units of every hidden layer of each member, of an MLP (empty: the same for all)."""
+
+    outside: Outside = "permuted"
+    """What `research evaluate` takes for examples from outside, if not text: those of the test
+    split with each one's inputs permuted, or CIFAR-10 in gray (beside digits and mnist)."""
+
+    plan: Literal["scan", "vmap", "auto"] = "scan"
+    """How several members of one device are computed: one after another, or side by side; auto
+    takes the faster, by 6 steps of each before the run."""
+
+    def check(self, mesh: MeshConfig, optimizer: OptimizerConfig) -> None:
+        """Raises UserError for a value that no run can have."""
+        count = self.members
+        fits = count is None or count >= 1
+        check_bounds("ensemble", [("members", count, fits, "1 or more, or None")])
+        for name, each in self._given().items():
+            flag = f"--ensemble.{name.replace('_', '-')}s"
+            number = count or mesh.replica
+            if each and number > 0 and len(each) != number:
+                raise UserError(
+                    f"{flag} has {len(each)} values, and there are {number} members: give one a "
+                    "member, or none"
+                )
+            most = 1.0 if name == "dropout" else float("inf")
+            if not all(0 <= value < most for value in each):
+                wanted = "0 or more, and below 1" if name == "dropout" else "0 or more, and finite"
+                raise UserError(f"{flag} {' '.join(map(str, each))} must be {wanted}")
+        if self.learning_rates and optimizer.learning_rate <= 0:
+            raise UserError(
+                "--ensemble.learning-rates follow the schedule of --optimizer.learning-rate "
+                f"{optimizer.learning_rate}, which must be more than 0"
+            )
+
+    def plans(self) -> "dict[str, EnsembleConfig]":
+        """Of plan `auto` what is tried, by name; of another one nothing."""
+        if self.plan != "auto":
+            return {}
+        return {"scan": replace(self, plan="scan"), "vmap": replace(self, plan="vmap")}
+
+    def on(self, mesh: Mesh) -> "EnsembleConfig":
+        """With the number of members, for `mesh`. Raises UserError where they do not divide."""
+        if self.rule == "none":
+            return self
+        devices = mesh.shape["replica"]
+        count = self.members or devices
+        if count % devices:
+            raise UserError(
+                f"{count} members do not divide over --mesh.replica {devices}: use "
+                f"--ensemble.members {multiples_near(count, devices)}, or a --mesh.replica that "
+                f"divides {count}"
+            )
+        return replace(self, members=count)
+
+    def build(
+        self, one: Synchronous, optimizer: OptimizerConfig, steps: int, model: Any
+    ) -> Ensemble:
+        """The learner around `one`, which is how a member alone learns `model` in so many `steps`;
+        `members` are known (see `on`)."""
+        assert self.members is not None
+        return Ensemble(
+            one,
+            self.members,
+            "scan" if self.plan == "auto" else self.plan,  # nothing was measured
+            traits(self._given(), optimizer, steps, model) if any(self._given().values()) else None,
+            combination(self.combination),
+        )
+
+    def _given(self) -> dict[str, tuple[float, ...]]:
+        return {
+            "learning_rate": self.learning_rates,
+            "weight_decay": self.weight_decays,
+            "dropout": self.dropouts,
+            "width": self.widths,
+        }
