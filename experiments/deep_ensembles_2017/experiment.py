@@ -42,7 +42,7 @@ def variants(quick: bool) -> dict[str, Experiment]:
             optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip=None),
             ensemble=EnsembleConfig("deep", members=members),
             run=RunConfig(
-                steps=20 if quick else 1000,
+                steps=20 if quick else 2750,
                 log_every=20 if quick else 100,
                 evaluate_batches=2 if quick else 0,
                 checkpoint_every=0 if quick else 500,
@@ -125,4 +125,4 @@ def draw(axes: Axes, results: Results) -> None:
     axes.legend()
 
 
-reproduction = Reproduction(variants, seeds=(0,), measure=measure, draw=draw)
+reproduction = Reproduction(variants, seeds=(0, 1), measure=measure, draw=draw)
