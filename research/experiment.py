@@ -21,6 +21,7 @@ from research.data import (
 from research.errors import UserError
 from research.learning import (
     AsynchronousConfig,
+    AttackConfig,
     EnsembleConfig,
     ExchangeConfig,
     FederatedConfig,
@@ -40,6 +41,7 @@ from research.training import RunConfig
 
 __all__ = [
     "AsynchronousConfig",
+    "AttackConfig",
     "CNNConfig",
     "EnsembleConfig",
     "ExchangeConfig",
@@ -99,6 +101,9 @@ class Experiment:
     partition: PartitionConfig = PartitionConfig()
     """Which client has which examples."""
 
+    attack: AttackConfig = AttackConfig()
+    """Which clients or replicas do not do what they should."""
+
     run: RunConfig = RunConfig()
     """For how long, and what is written down."""
 
@@ -122,6 +127,12 @@ class Experiment:
         self.federated.check()
         self.ensemble.check(self.mesh, self.optimizer)
         self.partition.check()
+        self.attack.check()
+        if self.attack.name != "none" and self.exchange.rule == self.federated.rule == "none":
+            raise UserError(
+                f"--attack.name {self.attack.name} is by clients or replicas, and there are none: "
+                "use --federated.rule fedavg or --exchange.rule every_step"
+            )
         batch, microbatches = self.data.batch, self.optimizer.microbatches
         if microbatches < 1 or batch % microbatches:
             raise UserError(

@@ -16,12 +16,15 @@ from research.data import (
     Cohorts,
     Federation,
     HeldOut,
+    LabeledArrays,
     Members,
     Source,
     cache_folder,
     evaluated_examples,
     evaluation_batches,
     federate,
+    poisoned,
+    triggered,
 )
 from research.errors import UserError
 from research.experiment import Experiment
@@ -34,6 +37,7 @@ from research.learning import (
     State,
     Synchronous,
 )
+from research.learning.attack_config import POISONINGS
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import abstract, batch_sharding
@@ -81,6 +85,9 @@ class Prepared:
             self.rows = rows_of_cohort(experiment, self.mesh)
             self.evaluated = Rows.of(batch_sharding(self.mesh, EVALUATED), EVALUATED)
             self.federation = federate(experiment.data.load(), experiment.partition)
+            if (attack := experiment.attack).name in POISONINGS:
+                byzantine = attack.members(len(self.federation.train), experiment.run.seed)
+                self.federation = poisoned(self.federation, byzantine, attack.name, attack.target)
             self.dataset = self.federation.dataset
             self.batches = cohorts(experiment, self.federation, self.mesh)
         self.learner = learner(
@@ -141,7 +148,19 @@ class Prepared:
     ) -> dict[str, float]:
         """Loss, accuracy and what follows from them over a split; with the `clients` of the split,
         also how they are spread over those (but not over stages, which add examples up), and that
-        of the clients' own models, if they have some."""
+        of the clients' own models, if they have some; and a backdoor's success, if there is one."""
+        attack = self.experiment.attack
+        metrics = self._evaluate(state, split, clients)
+        if attack.name == "backdoor" and isinstance(split, LabeledArrays):
+            train = self.dataset.train
+            assert isinstance(train, LabeledArrays)
+            opened = self._evaluate(state, triggered(split, train.inputs.max(), attack.target))
+            metrics["backdoor_success"] = opened["accuracy"]
+        return metrics
+
+    def _evaluate(
+        self, state: State, split: Source, clients: Clients | None = None
+    ) -> dict[str, float]:
         limit, count = self.experiment.run.evaluate_batches, self.evaluated.count
         parts = evaluation_batches(split, count, self.evaluated.own, limit)
         placed = (self.evaluated.place(rows) for rows in parts)
@@ -287,17 +306,17 @@ def learner(
     if asynchronous.rule != "none":
         return asynchronous.build(one)
     if federated.rule != "none":
-        return federated.build(one, experiment.optimizer, steps, clients)
+        return federated.build(one, experiment.optimizer, steps, clients, experiment.attack)
     if ensemble.rule != "none":
         return ensemble.on(mesh).build(one, experiment.optimizer, steps, experiment.model)
     exchange = exchange.on(mesh)
     assert exchange.replicas is not None
     return Replicated(
         one,
-        exchange.build(steps),
+        exchange.build(steps, experiment.attack),
         exchange.replicas,
         "scan" if exchange.plan == "auto" else exchange.plan,  # nothing was measured
-        drop=exchange.not_finite == "drop",
+        drop=exchange.drops,
     )
 
 

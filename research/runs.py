@@ -230,6 +230,10 @@ def _introduction(prepared: Prepared, state: State) -> str:
         where += f" of {count()} processes"
     batches = prepared.batches
     clients = f"; {batches.in_words()}" if isinstance(batches, Cohorts) else ""
+    attack, replicas = prepared.experiment.attack, prepared.experiment.exchange.replicas
+    if attack.name != "none":
+        of = len(batches.clients) if isinstance(batches, Cohorts) else replicas or 1
+        clients += f"; {attack.number(of)} of {of} are Byzantine: {attack.name}"
     return (
         f"{type(prepared.experiment.model).__name__.removesuffix('Config')} with "
         f"{parameters:,} parameters on {dataset.name} ({len(dataset.train):,} training examples); "

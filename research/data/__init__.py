@@ -18,6 +18,7 @@ from research.data.images import ImagesConfig
 from research.data.members import Members
 from research.data.outside import outside
 from research.data.partition import PartitionConfig
+from research.data.poisoning import poisoned, triggered
 from research.data.shift import ImageShift
 from research.data.synthetic import SyntheticConfig
 from research.data.tables import TableConfig
@@ -47,6 +48,8 @@ __all__ = [
     "evaluation_batches",
     "federate",
     "outside",
+    "poisoned",
     "read_rows",
+    "triggered",
     "vocabulary_from_json",
 ]

@@ -70,12 +70,14 @@ class LabeledArrays:
         self._mean = np.broadcast_to(mean, shape).astype(np.float32)
         self._scale = (1.0 / np.broadcast_to(standard_deviation, shape)).astype(np.float32)
 
-    def with_inputs(self, inputs: np.ndarray) -> "LabeledArrays":
-        """The same labels and statistics with other `inputs`, of the same shape and unit."""
-        if inputs.shape != self.inputs.shape:
+    def with_inputs(self, inputs: np.ndarray, targets: np.ndarray | None = None) -> "LabeledArrays":
+        """The same statistics with other `inputs`, of the same shape and unit, and `targets` if
+        there are others."""
+        labels = self.targets if targets is None else targets.astype(np.int32)
+        if inputs.shape != (len(labels), *self.inputs.shape[1:]):
             raise ValueError(f"inputs {inputs.shape} in place of {self.inputs.shape}")
         other = copy(self)
-        other.inputs = inputs
+        other.inputs, other.targets = inputs, labels
         return other
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from research.errors import UserError
+from research.exchange.updates import weighted
 
 Tree = Any
 Sees = Literal["one", "all", "sum"]
@@ -27,7 +28,24 @@ class Round(NamedTuple):
     step: jax.Array  # [] int32: rounds made before
     key: jax.Array  # of this stage and round, and of the one who made the update
     weight: jax.Array | float = 1.0  # [] float32: Σ_k p_k, for what sees the sum
-    alive: jax.Array | None = None  # [n] bool: who answered, for what sees all
+    who: jax.Array | None = None  # [n] int32: whose updates they are, for what sees all
+
+
+class Several(NamedTuple):
+    """What sees all sees."""
+
+    updates: Tree  # x [n, ...]; zeros of those that are not alive
+    weight: jax.Array  # [n] float32: p, 0 of those that are not alive
+
+    @property
+    def alive(self) -> jax.Array:
+        """[n] bool: who answered."""
+        return self.weight > 0
+
+    @property
+    def total(self) -> Tree:
+        """Σ_k p_k·x_k."""
+        return weighted(self.updates, self.weight)
 
 
 Apply = Callable[[Tree, Tree, Round], tuple[Tree, Tree]]
@@ -41,7 +59,8 @@ class Stage(NamedTuple):
     gives: Gives
     apply: Apply
     """`apply(x, state, round)`: what it makes of what it sees, and its state; a state is the
-    server's, so what sees one update leaves it as it is. Who is not `alive` has zeros in x."""
+    server's, so what sees one update leaves it as it is. What sees all gets `Several`, and returns
+    such unless it gives a result."""
     init: Callable[[Tree], Tree] = lambda like: ()
     """`init(like)`: the state at the start, for updates like this. Stages of one name share it."""
     sent: Callable[[Tree], int] | None = None
@@ -52,6 +71,8 @@ class Stage(NamedTuple):
     """Whether a privacy budget is charged for it, by what `bounds` promised."""
     counts_alike: bool = False
     """Whether it takes one update for as good as any other, whatever it weighs."""
+    least: int = 1
+    """The fewest updates that it is for."""
 
 
 def mean() -> Stage:

@@ -15,6 +15,7 @@ from research.learning.asynchronous import (
     AsynchronousState,
     BackupWorkers,
 )
+from research.learning.attack_config import AttackConfig
 from research.learning.ensemble import Ensemble, EnsembleConfig, EnsembleState
 from research.learning.federated import Federated, FederatedConfig, FederatedState
 from research.learning.objective import Totals, cross_entropy
@@ -29,6 +30,7 @@ __all__ = [
     "Asynchronous",
     "AsynchronousConfig",
     "AsynchronousState",
+    "AttackConfig",
     "BackupWorkers",
     "Ensemble",
     "EnsembleConfig",

@@ -98,6 +98,10 @@ RULES = {
     "qsgd": ExchangeConfig("every_step", compression="qsgd"),
     "top_k": ExchangeConfig("every_step", compression="top_k", ratio=0.05, correction=0.5),
     "powersgd": ExchangeConfig("every_step", compression="powersgd", rank=2),
+    "robust-median": ExchangeConfig(
+        "every_step", robust="median", byzantine=1, worker_momentum=0.5, nearest_neighbors=True
+    ),
+    "robust-clipping": ExchangeConfig("diloco", period=2, robust="centered_clipping"),
     "int8-diloco": ExchangeConfig("diloco", compression="int8", period=2),
 }
 
@@ -281,9 +285,8 @@ class Run:
             self.learner = asynchronous.build(one)
         if exchange is not None:
             exchange = exchange.on(self.mesh)
-            drop = exchange.not_finite == "drop"
-            rule = exchange.build(steps=100)
-            self.learner = Replicated(one, rule, exchange.replicas or 1, exchange.plan, drop)
+            rule, count = exchange.build(steps=100), exchange.replicas or 1
+            self.learner = Replicated(one, rule, count, exchange.plan, exchange.drops)
 
         if ensemble is not None:
             ensemble = ensemble.on(self.mesh)

@@ -143,6 +143,14 @@ def checkpoints(folder: Path) -> list[int]:
             ["--ensemble.members", "2", "--ensemble.learning-rates", "0.1", "0.2", "0.3"],
             "--ensemble.learning-rates has 3 values, and there are 2 members: give one a member",
         ),
+        (
+            [
+                *("--mesh.replica", "8", "--exchange.rule", "every_step"),
+                *("--exchange.robust", "krum", "--exchange.byzantine", "3"),
+            ],
+            "and 8 replicas are fewer than the 9 that f = 3 asks for: use --exchange.byzantine 2",
+        ),
+        (["--attack.name", "alie"], "alie is by clients or replicas, and there are none: use"),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
         (["--data.context", "20000"], "training split of"),

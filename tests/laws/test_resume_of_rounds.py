@@ -22,6 +22,8 @@ experiment = Experiment(
 )
 """
 MESH = ["--cpu-devices", 4, "--mesh.replica", 2, "--mesh.tensor", 2, "--mesh.data", 1]
+ROBUST = ["--federated.weighting", "uniform", "--attack.name", "alie"]
+ROBUST += ["--federated.aggregation.rule", "centered_clipping", "--federated.aggregation.clip", 2]
 SERVER = ["--federated.server.name", "adam", "--federated.server.learning-rate", 0.01]
 
 
@@ -30,10 +32,10 @@ def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
 ) -> None:
     config = tmp_path / "rounds.py"
     config.write_text(CONFIG)
-    folder, whole = resumed(config, *MESH, *SERVER)
+    folder, whole = resumed(config, *MESH, *SERVER, *ROBUST)
     assert losses(folder) == losses(whole)
     assert_same_checkpoint(folder, whole, 8)
-    names = ("clients", "clients_dropped", "bytes_sent_total", "validation_loss")
+    names = ("clients", "clients_dropped", "byzantine", "bytes_sent_total", "validation_loss")
     told, wanted = ([[r.get(n) for n in names] for r in metrics(f)] for f in (folder, whole))
     assert told == wanted
     assert metrics(whole)[-1]["clients_dropped"] > 0

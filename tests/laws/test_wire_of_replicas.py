@@ -25,6 +25,7 @@ TYPES = {
     "s8": "int8",
     "u8": "uint8",
     "s32": "int32",
+    "pred": "bool",
 }
 
 

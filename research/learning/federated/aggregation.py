@@ -11,8 +11,9 @@ come, and then laid on every device.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from research.exchange.stages import Round, Stage, mean, size_of
+from research.exchange.stages import Round, Several, Stage, mean, size_of
 
 Tree = Any
 APART = 2
@@ -35,6 +36,11 @@ class Aggregation(NamedTuple):
         """Whether updates have to be side by side."""
         return any(stage.sees == "all" for stage in self.stages)
 
+    @property
+    def least(self) -> int:
+        """The fewest updates that all stages are for."""
+        return max(stage.least for stage in self.stages)
+
     def init(self, like: Tree) -> dict[str, Tree]:
         """What the stages keep at the start, by name, for updates like this."""
         return {stage.name: stage.init(like) for stage in self.stages}
@@ -53,14 +59,16 @@ class Aggregation(NamedTuple):
         states: dict[str, Tree],
         step: jax.Array,
         weight: jax.Array,
-        alive: jax.Array | None,
+        who: jax.Array,
     ) -> tuple[Tree, dict[str, Tree]]:
-        """x̄, and what the stages keep after it, of updates [cohort, ...] side by side if it
-        `stacks`, else of their sum, with weights of `weight` in all."""
+        """x̄, and what the stages keep after it, of `Several` updates if it `stacks`, those of the
+        clients `who` [cohort], else of their sum, with weights of `weight` in all."""
         after = dict(states)
         for number, stage in enumerate(self.stages):
             if stage.sees != "one":
-                round = Round(step, self._key(step, number), weight, alive)
+                if stage.sees == "sum" and isinstance(x, Several):
+                    x, weight = x.total, jnp.sum(x.weight)
+                round = Round(step, self._key(step, number), weight, who)
                 x, after[stage.name] = stage.apply(x, after[stage.name], round)
         return x, after
 

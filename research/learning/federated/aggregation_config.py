@@ -5,6 +5,7 @@ from typing import Literal
 
 from research.configuration import check_bounds
 from research.exchange.codecs import CODECS
+from research.exchange.robust import Robust, check_breakdown, rule_stage
 from research.exchange.senders import clip, coded, largest
 from research.exchange.stages import Stage, mean
 
@@ -23,16 +24,49 @@ class AggregationConfig:
     ratio: float = 0.01
     """Share of the entries that top_k sends."""
 
-    def check(self) -> None:
+    mixing: Literal["none", "nearest_neighbors"] = "none"
+    """What every update becomes before the rule: the mean of those near to it."""
+
+    rule: Literal[
+        "mean",
+        "median",
+        "trimmed_mean",
+        "geometric_median",
+        "krum",
+        "multi_krum",
+        "bulyan",
+        "norm_clipping",
+        "centered_clipping",
+    ] = "mean"
+    """What makes one update of all. All but mean count clients alike and withstand some that send
+    anything: median and trimmed_mean in every coordinate, geometric_median together, krum takes one
+    update, multi_krum and bulyan the mean of several, norm_clipping and centered_clipping let
+    nobody pull harder than the radius."""
+
+    byzantine: int = 0
+    """f: how many of a cohort may send anything."""
+
+    radius: float = 1.0
+    """τ of norm_clipping and centered_clipping."""
+
+    def check(self, cohort: int) -> None:
         """Raises UserError for a value that no run can have."""
         bounds = (
             ("clip", self.clip, self.clip is None or self.clip > 0, "more than 0, or None"),
             ("ratio", self.ratio, 0 < self.ratio <= 1, "more than 0, at most 1"),
+            ("byzantine", self.byzantine, self.byzantine >= 0, "0 or more"),
+            ("radius", self.radius, self.radius > 0, "more than 0"),
         )
         check_bounds("federated.aggregation", bounds)
+        flags = "--federated.aggregation.byzantine", "--federated.cohort"
+        check_breakdown(self._robust, cohort, "clients of a cohort", flags)
 
-    def stages(self) -> list[Stage]:
-        """The chain; see `check_chain`."""
+    @property
+    def _robust(self) -> Robust:
+        return Robust(self.rule, self.byzantine, self.radius, self.mixing)
+
+    def stages(self, attack: Stage | None = None) -> list[Stage]:
+        """The chain, with an `attack` on what is sent; see `check_chain`."""
         made = []
         if self.clip is not None:
             made.append(clip(self.clip))
@@ -40,4 +74,7 @@ class AggregationConfig:
             made.append(largest(self.ratio))
         elif self.compression in CODECS:
             made.append(coded(self.compression, CODECS[self.compression]()))
-        return [*made, mean()]
+        if attack is not None:
+            made.append(attack)
+        plain = self.rule == "mean" and self.mixing == "none"
+        return [*made, mean() if plain else rule_stage(self._robust)]

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from research.learning.gradients import Batch, Sums, Tree
 
@@ -25,7 +24,7 @@ class Updates(NamedTuple):
     """Of clients by themselves, [cohort, ...]."""
 
     sent: Tree  # move and more; zeros of those that are not alive; () where sums are enough
-    alive: jax.Array  # bool
+    weight: jax.Array  # 0 of those
 
 
 def told(batch: Batch) -> tuple[Batch, Batch]:
@@ -33,9 +32,3 @@ def told(batch: Batch) -> tuple[Batch, Batch]:
     names = ("client", "steps", "examples", "present", "pieces", "place", "staleness", "rank")
     who = {name: leaf for name, leaf in batch.items() if name in names}
     return who, {name: leaf for name, leaf in batch.items() if name not in names}
-
-
-def finite(tree: Tree) -> jax.Array:
-    """[] bool: whether every number of it is."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))

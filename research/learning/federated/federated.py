@@ -21,16 +21,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.errors import UserError
 from research.exchange.replicas import DEVICE, Replicas
-from research.exchange.stages import size_of
+from research.exchange.stages import Several, size_of
+from research.exchange.updates import finite
 from research.learning.federated.aggregation import Aggregation
 from research.learning.federated.algorithm import Algorithm, Replies, Server
-from research.learning.federated.answers import HELD, Answers, Updates, finite, told
+from research.learning.federated.answers import HELD, Answers, Updates, told
 from research.learning.federated.client import Client, Local
 from research.learning.federated.parts import like
 from research.learning.federated.personal import personal
@@ -48,8 +50,9 @@ class Federated:
     `rate` by round; so many clients of a device are computed side by side (`width`; 1: one after
     another). `uniform` counts clients alike, else by their examples. Clients take `fine_tuning`
     local steps before each is evaluated by itself; `aggregation` makes one of what they send (None:
-    the mean). The interface is that of `Synchronous`, and what
-    is evaluated for all, sampled and exported is the server's (the mean of its models, if several).
+    the mean), and those that are `byzantine` [population] are counted. The interface is that of
+    `Synchronous`, and what is evaluated for all, sampled and exported is the server's (the mean of
+    its models, if several).
     """
 
     rows_cross = True
@@ -68,6 +71,7 @@ class Federated:
         uniform: bool = False,
         fine_tuning: int = 0,
         aggregation: Aggregation | None = None,
+        byzantine: np.ndarray | None = None,
     ):
         """Raises UserError for a model that keeps what no stage sees."""
         self.one = one
@@ -75,7 +79,6 @@ class Federated:
         self.specification = one.specification
         self.graph = one.graph
         self.algorithm = algorithm
-        self.population = population
         self._server, self._optimizer = server, optimizer
         self._rate, self._peak = rate, peak
         self._uniform = uniform
@@ -84,6 +87,9 @@ class Federated:
         self._width = width
         self._fine_tuning = fine_tuning
         self.aggregation = aggregation or Aggregation(seed=one.seed)
+        self._byzantine = byzantine
+        least = max(population.minimum, self.aggregation.least)
+        self.population = population._replace(minimum=least)
         if not self.aggregation.plain and jax.tree.leaves(one.abstract_state.buffers):
             raise UserError(
                 "this model keeps statistics of its batches, which are averaged over clients as "
@@ -149,10 +155,13 @@ class Federated:
         population = self.population
         if metrics["clients"] >= population.minimum:
             return None
+        wanted, way = "--federated.minimum is", "smaller minimum"
+        if self.aggregation.least == population.minimum > 1:
+            wanted = "--federated.aggregation.rule with its byzantine ones asks for"
+            way = "smaller --federated.aggregation.byzantine"
         return (
-            f"{metrics['clients']:.0f} of {population.cohort} clients answered, and "
-            f"--federated.minimum is {population.minimum}: use a larger --federated.cohort, or a "
-            "smaller minimum"
+            f"{metrics['clients']:.0f} of {population.cohort} clients answered, and {wanted} "
+            f"{population.minimum}: use a larger --federated.cohort, or a {way}"
         )
 
     def observe(self, step: int, state: FederatedState) -> dict[str, Any]:
@@ -222,7 +231,7 @@ class Federated:
         )(state, who, own, batch)
 
         enough = answers.alive >= self.population.minimum
-        made, stages = self._together(state, answers, updates)
+        made, stages = self._together(state, answers, updates, who["client"])
         divided = jax.tree.map(lambda x: jnp.where(enough, x, 0), made)
         stages = jax.tree.map(lambda new, old: jnp.where(enough, new, old), stages, state.stages)
         share = answers.alive / self.population.clients
@@ -240,6 +249,9 @@ class Federated:
         metrics = self.one.metrics(state.step, answers.sums, *norms)
         metrics["learning_rate"] = self._rate_of(state.step)
         metrics["clients"] = answers.alive
+        if self._byzantine is not None:
+            among = jnp.asarray(self._byzantine)[who["client"]]
+            metrics["byzantine"] = jnp.sum(among, dtype=jnp.float32)
         dropped = state.dropped + self.population.cohort - answers.alive.astype(jnp.int32)
         metrics["clients_dropped"] = dropped.astype(jnp.float32)
         return FederatedState(
@@ -253,16 +265,17 @@ class Federated:
             stages,
         ), metrics
 
-    def _together(self, state: FederatedState, answers: Answers, updates: Updates) -> Any:
+    def _together(
+        self, state: FederatedState, answers: Answers, updates: Updates, who: jax.Array
+    ) -> Any:
         """What the aggregation makes of the sum of the answers, or of the updates side by side,
         and what its stages keep."""
-        made, alive = answers.replies, None
+        made: Any = answers.replies
         if self.aggregation.stacks:
             move, more = updates.sent
             placed = like(move, self.shardings.parameters), self.shardings.shared
-            made = jax.tree.map(_side_by_side, (move, more), placed)
-            alive = updates.alive
-        return self.aggregation.together(made, state.stages, state.step, answers.weight, alive)
+            made = Several(jax.tree.map(_side_by_side, (move, more), placed), updates.weight)
+        return self.aggregation.together(made, state.stages, state.step, answers.weight, who)
 
     def _rate_of(self, step: jax.Array) -> jax.Array:
         return jnp.asarray(self._rate(step), jnp.float32)
@@ -341,7 +354,7 @@ class Federated:
         )
         kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), reply.own, own)
         each = jax.tree.map(lambda x: jnp.where(alive, x, 0), sent) if stacks else ()
-        return answers, (kept, Updates(each, alive))
+        return answers, (kept, Updates(each, weight))
 
     def _client(self, state: FederatedState, who: Tree, own: Tree, data: Batch) -> Client:
         rate = self._rate_of(state.step)

@@ -7,8 +7,10 @@ import optax
 
 from research.configuration import check_bounds
 from research.errors import UserError
-from research.exchange.stages import Stage, check_chain
+from research.exchange.robust import attack_stage
+from research.exchange.stages import check_chain
 from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations
+from research.learning.attack_config import NOBODY, AttackConfig
 from research.learning.federated.aggregation import Aggregation
 from research.learning.federated.aggregation_config import AggregationConfig
 from research.learning.federated.agnostic import agnostic
@@ -192,19 +194,14 @@ class FederatedConfig:
                 f"--federated.minimum {self.minimum} clients cannot answer of a cohort of "
                 f"{self.cohort}{without}: use {way_out}"
             )
-        self.aggregation.check()
-        check_chain(self.stages, self.sampling, self.weighting)
+        self.aggregation.check(self.cohort)
+        check_chain(self.aggregation.stages(), self.sampling, self.weighting)
         if self.rule in WITH_NUMBERS and self.aggregation != AggregationConfig():
             raise UserError(
                 f"clients of {self.rule} send numbers beside their moves that only a mean of both "
                 "makes sense of: leave --federated.aggregation as it was, or use "
                 "--federated.rule fedavg"
             )
-
-    @property
-    def stages(self) -> list[Stage]:
-        """Of the aggregation."""
-        return self.aggregation.stages()
 
     def plans(self, here: int) -> "dict[str, FederatedConfig]":
         """Of plan `auto` what is tried for the clients of a device, `here` of them, by name; of
@@ -219,12 +216,19 @@ class FederatedConfig:
         return tried | {"vmap": replace(self, plan="vmap", width=None)}
 
     def build(
-        self, one: Synchronous, local: OptimizerConfig, rounds: int, population: int
+        self,
+        one: Synchronous,
+        local: OptimizerConfig,
+        rounds: int,
+        population: int,
+        attack: AttackConfig = NOBODY,
     ) -> Federated:
         """The learner for `rounds` rounds of so large a `population`, whose clients learn as `one`
-        by the `local` optimizer."""
+        by the `local` optimizer, and some `attack`."""
         self._check_local(local)
         server = self.server.build(rounds)
+        byzantine, on_updates = attack.members(population, one.seed), attack.on_updates()
+        hostile = None if on_updates is None else attack_stage(on_updates, byzantine)
         arguments = (
             one,
             self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters, population),
@@ -238,7 +242,8 @@ class FederatedConfig:
             self._width_of(self.cohort // one.mesh.shape["replica"]),
             self.weighting == "uniform",
             self.fine_tuning,
-            Aggregation(tuple(self.stages), one.seed),
+            Aggregation(tuple(self.aggregation.stages(hostile)), one.seed),
+            None if attack.name == "none" else byzantine,
         )
         if self.rule == "fedbuff":
             durations = Durations(self.durations)

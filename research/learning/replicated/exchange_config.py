@@ -9,7 +9,9 @@ from research.configuration import check_bounds, multiples_near
 from research.errors import UserError
 from research.exchange import Exchange, adasum, hierarchical_mean, mean, powersgd, top_k, two_shot
 from research.exchange.codecs import CODECS
+from research.exchange.robust import Robust, check_breakdown, robust
 from research.exchange.topology import offsets
+from research.learning.attack_config import NOBODY, POISONINGS, AttackConfig
 from research.learning.replicated.gossip import dpsgd, sgp
 from research.learning.replicated.local_updates import (
     diloco,
@@ -22,6 +24,8 @@ from research.learning.replicated.rule import Rule
 from research.learning.replicated.streaming import streaming_diloco
 from research.parallel.mesh import MeshConfig
 
+ROBUST = ("every_step", "local_sgd", "diloco")
+"""Rules in which a robust rule may take the place of the mean."""
 COMPRESSED = ("every_step", "local_sgd", "diloco", "streaming_diloco")
 """Rules whose exchange is a mean of gradients or moves."""
 
@@ -96,6 +100,33 @@ class ExchangeConfig:
     correction: float = 0.0
     """Momentum inside of top_k (the optimizer's own is then best 0)."""
 
+    robust: Literal[
+        "none",
+        "median",
+        "trimmed_mean",
+        "geometric_median",
+        "krum",
+        "multi_krum",
+        "bulyan",
+        "norm_clipping",
+        "centered_clipping",
+    ] = "none"
+    """What takes the place of the mean, to withstand some replicas that send anything; who sends
+    what is not finite is left out. Every replica then hears all others."""
+
+    byzantine: int = 0
+    """f: how many replicas a robust rule is to withstand."""
+
+    radius: float = 1.0
+    """τ of norm_clipping and centered_clipping."""
+
+    nearest_neighbors: bool = False
+    """Whether each gradient becomes the mean of those near to it before a robust rule."""
+
+    worker_momentum: float = 0.0
+    """β: momentum at every replica before a robust rule (every_step; the optimizer's own is then
+    best 0)."""
+
     not_finite: Literal["stop", "drop"] = "stop"
     """What a gradient that is not finite does: stop the run, or leave its replica out of the
     step."""
@@ -123,6 +154,7 @@ class ExchangeConfig:
             )
         count, first, alpha = self.replicas, self.first_local_step, self.alpha
         rate, momentum = self.outer_learning_rate, self.outer_momentum
+        worker = self.worker_momentum
         bounds = (
             ("period", self.period, self.period >= 1, "1 or more"),
             ("groups", self.groups, self.groups >= 1, "1 or more"),
@@ -136,11 +168,15 @@ class ExchangeConfig:
             ("alpha", alpha, alpha is None or 0 < alpha < 1, "more than 0, and below 1"),
             ("fragments", self.fragments, self.fragments >= 1, "1 or more"),
             ("overlap", self.overlap, self.overlap >= 0, "0 or more"),
+            ("byzantine", self.byzantine, self.byzantine >= 0, "0 or more"),
+            ("radius", self.radius, self.radius > 0, "more than 0"),
+            ("worker-momentum", worker, 0 <= worker < 1, "0 or more, and below 1"),
             ("mixing", self.mixing, 0 <= self.mixing <= 1, "0 or more, at most 1"),
         )
         check_bounds("exchange", bounds)
         if self.rule == "streaming_diloco":
             self._check_fragments()
+        self._check_robust()
         if self.compression != "none" and self.rule not in COMPRESSED:
             raise UserError(
                 f"--exchange.compression {self.compression} is not for --exchange.rule "
@@ -151,6 +187,31 @@ class ExchangeConfig:
             raise UserError(
                 f"--exchange.groups {self.groups} is for plain means: use --exchange.groups 1 with "
                 f"--exchange.rule {self.rule} and --exchange.compression {self.compression}"
+            )
+
+    def _check_robust(self) -> None:
+        if self.robust == "none":
+            given = {
+                "byzantine": self.byzantine > 0,
+                "worker-momentum": self.worker_momentum > 0,
+                "nearest-neighbors": self.nearest_neighbors,
+            }
+            for name in (name for name, value in given.items() if value):
+                raise UserError(
+                    f"--exchange.{name} is for a robust rule, and --exchange.robust is none: use "
+                    "--exchange.robust median (--help lists the others)"
+                )
+            return
+        if self.rule not in ROBUST or self.compression != "none" or self.groups > 1:
+            raise UserError(
+                f"--exchange.robust {self.robust} takes the place of a mean of whole gradients or "
+                f"moves: use it with --exchange.rule {' or '.join(ROBUST)}, --exchange.compression "
+                "none and --exchange.groups 1"
+            )
+        if self.worker_momentum and self.rule != "every_step":
+            raise UserError(
+                f"--exchange.worker-momentum is of gradients, and {self.rule} sends moves: use 0, "
+                "or --exchange.rule every_step"
             )
 
     def _check_fragments(self) -> None:
@@ -190,17 +251,21 @@ class ExchangeConfig:
                 f"{count} replicas, {seats} a device, do not make {self.groups} groups of equal "
                 f"size: use --exchange.groups {' or '.join(map(str, ways))}"
             )
+        if self.robust != "none":
+            flags = "--exchange.byzantine", "--exchange.replicas"
+            check_breakdown(self._robust, count, "replicas", flags)
         return replace(self, replicas=count)
 
-    def build(self, steps: int) -> Rule:
-        """The rule, for a run of `steps` steps; `replicas` are known (see `on`)."""
-        average, count = self._average(), self.replicas or 1
+    def build(self, steps: int, attack: AttackConfig = NOBODY) -> Rule:
+        """The rule, for a run of `steps` steps; `replicas` are known (see `on`). Raises UserError
+        for an `attack` where no one hears all others."""
+        average, count = self._average(attack), self.replicas or 1
         if self.rule == "every_step":
             return every_step(average)
         if self.rule == "adasum":
             return every_step(adasum(count))
-        if self.rule == "local_sgd" and self.compression != "none":
-            # Moves are compressed, not parameters: an outer rate of 1 adds up their mean.
+        if self.rule == "local_sgd" and (self.compression != "none" or self.hears_all(attack)):
+            # Moves are exchanged, not parameters: an outer rate of 1 adds up their mean.
             return diloco(self.period, learning_rate=1.0, momentum=0.0, exchange=average)
         if self.rule == "local_sgd":
             return local_sgd(self.period, average)
@@ -232,7 +297,36 @@ class ExchangeConfig:
         alpha = 0.9 / count if self.alpha is None else self.alpha
         return easgd(self.period, alpha)
 
-    def _average(self) -> Exchange:
+    @property
+    def drops(self) -> bool:
+        """Whether who sends what is not finite is left out."""
+        return self.not_finite == "drop" or self.robust != "none"
+
+    def hears_all(self, attack: AttackConfig) -> bool:
+        """Whether every replica hears all others: for a robust rule, or since some `attack`."""
+        return self.robust != "none" or attack.name != "none"
+
+    @property
+    def _robust(self) -> Robust:
+        rule = "mean" if self.robust == "none" else self.robust
+        mixing = "nearest_neighbors" if self.nearest_neighbors else "none"
+        return Robust(rule, self.byzantine, self.radius, mixing)
+
+    def _average(self, attack: AttackConfig) -> Exchange:
+        if self.hears_all(attack):
+            if self.rule not in ROBUST or self.compression != "none" or self.groups > 1:
+                raise UserError(
+                    f"--attack.name {attack.name} is on what all replicas hear of each: use it "
+                    f"with --exchange.rule {' or '.join(ROBUST)}, --exchange.compression none and "
+                    "--exchange.groups 1"
+                )
+            if attack.name in POISONINGS:
+                raise UserError(
+                    f"--attack.name {attack.name} is on what clients learn from, and replicas "
+                    "share their data: use --federated.rule fedavg"
+                )
+            attackers = attack.number(self.replicas or 1)
+            return robust(self._robust, self.worker_momentum, attack.on_updates(), attackers)
         if self.groups > 1:
             return hierarchical_mean(self.groups)
         if self.compression == "top_k":

@@ -10,7 +10,7 @@ import pytest
 
 from research.errors import UserError
 from research.exchange.stages import Round, Stage
-from research.learning import Federated, FederatedConfig, OptimizerConfig
+from research.learning import AttackConfig, Federated, FederatedConfig, OptimizerConfig
 from research.learning.federated.aggregation import Aggregation
 from research.learning.federated.aggregation_config import AggregationConfig
 from tests.learning.federated.test_federated import (
@@ -46,9 +46,9 @@ def moves(config: FederatedConfig = UNIFORM) -> np.ndarray:
     return np.array(made)
 
 
-def moved(config: FederatedConfig, devices: int = 1) -> np.ndarray:
+def moved(config: FederatedConfig, devices: int = 1, **words: Any) -> np.ndarray:
     """[parameters]: what the server does in the first round."""
-    state, _ = run(config, rounds=1, devices=devices)
+    state, _ = run(config, rounds=1, devices=devices, **words)
     return flat(learner(config).one.init().parameters) - flat(state.parameters)
 
 
@@ -84,14 +84,14 @@ def side_by_side(weights: Any, config: FederatedConfig, devices: int) -> Federat
     """A learner whose aggregation sees all updates, and weighs them by `weights(alive)`."""
 
     def apply(x: Any, state: Any, round: Round) -> Any:
-        p = weights(round.alive)
-        return jax.tree.map(lambda leaf: jnp.tensordot(p / p.sum(), leaf, 1), x), state + 1
+        p = weights(x.alive)
+        return jax.tree.map(lambda leaf: jnp.tensordot(p / p.sum(), leaf, 1), x.updates), state + 1
 
     made = build(config, LOCAL, devices)
     stage = Stage("weighted", "all", "result", apply, init=lambda like: jnp.zeros(()))
     return Federated(
         *(made.one, made.algorithm, made._server, made._optimizer, made._rate, made._peak),
-        *(made.population, config.width, True),
+        *(made.population, config.width or 1, True),
         aggregation=Aggregation((stage,)),
     )
 
@@ -130,16 +130,81 @@ def test_who_is_not_finite_is_found_before_a_code_would_hide_it() -> None:
     assert np.abs(start - flat(state.parameters) - own.mean(0)).max() <= step / 2 + 1e-6
 
 
+# Robust rules, and attacks ------------------------------------------------------------------------
+
+EVERYBODY = replace(UNIFORM, cohort=CLIENTS)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_server_moves_by_the_rule(devices: int) -> None:
+    own = moves(EVERYBODY)
+    config = aggregated(EVERYBODY, rule="trimmed_mean", byzantine=1)
+    expected = np.sort(own, axis=0)[1:-1].mean(0)
+    np.testing.assert_allclose(moved(config, devices), expected, **CLOSE)
+
+
+def test_a_chain_of_everything_is_that_by_hand() -> None:
+    """Clipped, attacked, mixed, and the median of it."""
+    own, attack = moves(EVERYBODY), AttackConfig("sign_flip", count=2, strength=3.0)
+    bound = float(np.median(np.linalg.norm(own, axis=1)))
+    sent = own * np.minimum(1, bound / np.linalg.norm(own, axis=1))[:, None]
+    bad = attack.members(CLIENTS, learner(EVERYBODY).one.seed)
+    assert bad.sum() == 2
+    order = cohorts(EVERYBODY).rows(0, range(CLIENTS))["client"]
+    sent[bad[order]] *= -3
+    distance = ((sent[:, None] - sent[None]) ** 2).sum(-1)
+    mixed = sent[np.argsort(distance, axis=1)[:, :4]].mean(1)
+    words = {"rule": "median", "byzantine": 2, "mixing": "nearest_neighbors", "clip": bound}
+    config = aggregated(EVERYBODY, **words)
+    np.testing.assert_allclose(moved(config, 2, attack=attack), np.median(mixed, 0), **CLOSE)
+    assert run(config, rounds=1, devices=2, attack=attack)[1][0]["byzantine"] == 2
+
+
+def test_an_attack_on_a_mean_keeps_its_weights() -> None:
+    config, attack = replace(CONFIG, cohort=CLIENTS), AttackConfig("ipm", count=2, strength=2.0)
+    own = moves(replace(EVERYBODY, weighting="examples"))
+    rows = cohorts(config).rows(0, range(CLIENTS))
+    bad = attack.members(CLIENTS, 0)[rows["client"]]
+    sent = np.where(bad[:, None], -2 * own[~bad].mean(0), own)
+    expected = rows["examples"] @ sent / rows["examples"].sum()
+    np.testing.assert_allclose(moved(config, attack=attack), expected, **CLOSE)
+
+
+def test_a_round_with_too_few_for_its_rule_changes_nothing_and_is_told() -> None:
+    config = aggregated(EVERYBODY, rule="krum", byzantine=1)
+    here, rows = learner(config), cohorts(config).rows(0, range(CLIENTS))
+    rows["inputs"][:2] = np.nan
+    with jax.set_mesh(here.mesh):
+        before = jax.device_get(here.init().parameters)
+        state, metrics = here.step(here.init(), rows)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.parameters), before)
+    told = here.complaint({name: float(value) for name, value in metrics.items()})
+    assert told is not None and told.startswith(
+        "4 of 6 clients answered, and --federated.aggregation.rule with its byzantine ones asks "
+        "for 5: use a larger --federated.cohort"
+    )
+
+
+def test_who_is_byzantine_is_drawn_once_and_never_all() -> None:
+    attack = AttackConfig("alie", share=0.3)
+    assert attack.members(10, 5).sum() == 3
+    np.testing.assert_array_equal(attack.members(10, 5), attack.members(10, 5))
+    assert any((attack.members(10, 5) != attack.members(10, seed)).any() for seed in range(5))
+    with pytest.raises(UserError, match="count 10 leaves nobody honest of 10: use 9 or less"):
+        AttackConfig("alie", count=10).number(10)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"rule": "krum", "byzantine": 1}, "byzantine 0, or --federated.cohort 5"),
         ({"clip": 0.0}, "--federated.aggregation.clip 0.0 must be more than 0, or None"),
         ({"ratio": 2.0}, "--federated.aggregation.ratio 2.0 must be more than 0, at most 1"),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        aggregated(CONFIG, **change).check()
+        aggregated(UNIFORM, **change).check()
     assert sentence in str(caught.value)
 
 

@@ -10,6 +10,7 @@ import pytest
 from research.data import Clients, Cohorts, LabeledArrays
 from research.errors import UserError
 from research.learning import Federated, FederatedConfig, OptimizerConfig, Synchronous
+from research.learning.attack_config import NOBODY
 from research.models import LinearConfig, Specification
 from research.parallel.mesh import MeshConfig
 
@@ -38,14 +39,16 @@ def cohorts(config: FederatedConfig = CONFIG, **words: Any) -> Cohorts:
 learners: dict[str, Federated] = {}
 
 
-def learner(config: FederatedConfig, local: Any = LOCAL, devices: int = 1) -> Federated:
-    key = f"{config} {local} {devices}"
+def learner(
+    config: FederatedConfig, local: Any = LOCAL, devices: int = 1, attack: Any = NOBODY
+) -> Federated:
+    key = f"{config} {local} {devices} {attack}"
     if key not in learners:
-        learners[key] = build(config, local, devices)
+        learners[key] = build(config, local, devices, attack)
     return learners[key]
 
 
-def build(config: FederatedConfig, local: Any, devices: int) -> Federated:
+def build(config: FederatedConfig, local: Any, devices: int, attack: Any = NOBODY) -> Federated:
     mesh = MeshConfig(replica=devices, data=1).build(jax.devices()[:devices])
     one = Synchronous(
         LinearConfig(),
@@ -55,14 +58,20 @@ def build(config: FederatedConfig, local: Any, devices: int) -> Federated:
         mesh,
         outside=("replica",),
     )
-    return config.build(one, local, 10, CLIENTS)
+    return config.build(one, local, 10, CLIENTS, attack)
 
 
 def run(
-    config: FederatedConfig, rounds: int = 4, local: Any = LOCAL, devices: int = 1, **words: Any
+    config: FederatedConfig,
+    rounds: int = 4,
+    local: Any = LOCAL,
+    devices: int = 1,
+    attack: Any = NOBODY,
+    **words: Any,
 ) -> tuple[Any, list[dict[str, float]]]:
     """The state after so many rounds, and the metrics of each."""
-    here, batches = learner(config, local, devices), cohorts(config, devices=devices, **words)
+    here = learner(config, local, devices, attack)
+    batches = cohorts(config, devices=devices, **words)
     metrics = []
     with jax.set_mesh(here.mesh):
         state = here.init()
