@@ -7,9 +7,10 @@ y in {0, ..., 9}:
     u_k ~ N(0, α)        W_k, b_k ~ N(u_k, 1)            y = argmax softmax(W_k x + b_k)
     B_k ~ N(0, β)        v_k ~ N(B_k, 1)                 x ~ N(v_k, Σ),  Σ_jj = j^-1.2
 
-α says how much the devices' models differ, β how much their examples do. Sizes n_k follow a power
-law: 50 + exp(N(4, 2)), rounded down. As in the authors' code α, β and the 2 are standard
-deviations.
+α says how much the devices' models differ, β how much their examples do. But u_k moves all logits
+of an example alike, and no label: what differs by device are the draws of W_k and b_k around it, of
+deviation 1 at every α, so α = 0 is not iid. Sizes n_k follow a power law: 50 + exp(N(4, 2)), rounded
+down. As in the authors' code α, β and the 2 are standard deviations.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ class SyntheticConfig:
     """Examples of Synthetic(α, β), made here."""
 
     alpha: float = 1.0
-    """α: how much the devices' models differ."""
+    """α: how much the devices' models differ (in what changes no label, see the file's head)."""
     beta: float = 1.0
     """β: how much the devices' examples differ."""
     devices: int = 30

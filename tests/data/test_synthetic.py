@@ -35,6 +35,13 @@ def test_labels_are_those_of_the_devices_own_model():
         assert label == probabilities.argmax()
 
 
+def test_alpha_moves_all_logits_alike_and_no_label():
+    one, other = (draw_device(alpha, 1.0, 500, np.random.RandomState(4)) for alpha in (0.0, 5.0))
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+    assert len(set(one[1])) > 1
+
+
 def test_beta_is_the_deviation_of_the_devices_centers_and_sigma_that_of_their_examples():
     random = np.random.RandomState(0)
     devices = [draw_device(0.0, 3.0, 200, random)[0] for _ in range(300)]
