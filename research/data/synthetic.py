@@ -9,8 +9,8 @@ y in {0, ..., 9}:
 
 α says how much the devices' models differ, β how much their examples do. But u_k moves all logits
 of an example alike, and no label: what differs by device are the draws of W_k and b_k around it, of
-deviation 1 at every α, so α = 0 is not iid. Sizes n_k follow a power law: 50 + exp(N(4, 2)), rounded
-down. As in the authors' code α, β and the 2 are standard deviations.
+deviation 1 at every α, so α = 0 is not iid. Sizes n_k follow a power law: 50 + exp(N(4, 2)),
+rounded down. As in the authors' code α, β and the 2 are standard deviations.
 """
 
 import hashlib
