@@ -14,7 +14,7 @@ NOTEBOOKS ?= $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-long lint format notebooks bench lock clean
+.PHONY: help setup train test test-long chaos lint format notebooks bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: $(SETUP)  ## all tests but the long ones
 
 test-long: $(SETUP)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=0 $(ARGS)
+
+chaos: $(SETUP)  ## kill, stop, cut and fill what a run needs, for minutes; the links of hosts need root
+	$(BIN)/python -m pytest -m "long or not long" -o faulthandler_timeout=0 tests/chaos $(ARGS)
 
 lint: $(SETUP)  ## style, types, and which room imports which
 	$(BIN)/ruff check

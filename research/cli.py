@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from research.configuration import nearest
-from research.errors import RunError, UserError
+from research.errors import Preempted, RunError, UserError
+from research.parallel.supervision import tell
 
 if TYPE_CHECKING:
     from research.experiment import Experiment
@@ -31,6 +33,9 @@ COMMANDS = {
     "launch": ("-- train CONFIG", "several processes on this machine, as several hosts would be"),
 }
 
+STAND_BY = "stand-by"
+"""How a supervisor starts its workers; nobody else does."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0 success, 2 a mistake in what was asked, 1 the
@@ -43,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         status = _failed(str(error), 2)
     except RunError as error:
         status = _failed(str(error), 1)
+    except Preempted:
+        return Preempted.STATUS  # in the ordinary way: all leave together
     except KeyboardInterrupt:
         _failed("interrupted; what was saved is safe: go on with `research resume RUN`", 1)
         processes.end(1)
@@ -66,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _failed(message: str, status: int) -> int:
+    tell(failed=message[:1000], status=status)
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status
 
@@ -75,9 +83,9 @@ def _run(arguments: list[str]) -> int:
         print(_help())
         return 0 if arguments else _failed("no command was given", 2)
     command, *rest = arguments
-    if command not in COMMANDS:
+    if command not in COMMANDS and command != STAND_BY:
         raise UserError(f"there is no command `{command}`: {nearest(command, list(COMMANDS))}")
-    argument, text = COMMANDS[command]
+    argument, text = COMMANDS.get(command, ("", ""))
     parser = _Parser(
         prog=f"research {command}",
         description=text,
@@ -91,6 +99,7 @@ def _run(arguments: list[str]) -> int:
         "export": _export,
         "inspect": _inspect,
         "reproduce": _reproduce,
+        STAND_BY: _stand_by,
     }
     return special.get(command, _with_fields)(command, parser, rest)
 
@@ -129,10 +138,67 @@ def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
     from research.parallel.launch import launch
 
     parser.add_argument("-h", "--help", action="help", help="show this message")
-    parser.add_argument("--processes", type=int, required=True, help="how many (processes)")
+    parser.add_argument("--processes", type=int, required=True, help="on this host (processes)")
+    elastic = parser.add_argument_group("elastic", "to go on when processes or hosts die")
+    elastic.add_argument("--elastic", metavar="LEAST:MOST", help="processes that train together")
+    elastic.add_argument("--rendezvous", metavar="HOST:PORT", help="where several hosts meet")
+    elastic.add_argument("--host", help="name of this one, unlike all others (its own)")
+    for flag, default, text in (
+        ("gather", 15.0, "how long the first generation waits for MOST (seconds; 15)"),
+        ("give-up", 300.0, "how long to wait for LEAST, or the rendezvous (seconds; 300)"),
+        ("hang", 30.0, "a step may take as long, or 20 × the median (seconds; 30)"),
+        ("return", 20.0, "how long a process that died stays out (seconds; 20)"),
+    ):
+        elastic.add_argument(f"--{flag}-seconds", type=float, default=default, help=text)
+    elastic.add_argument("--no-standby", action="store_true", help="start workers when needed only")
     cut = rest.index("--") if "--" in rest else len(rest)
     options = parser.parse_args(rest[:cut])
-    return launch(options.processes, rest[cut + 1 :])
+    words = rest[cut + 1 :]
+    if options.elastic is None:
+        if options.rendezvous is not None:
+            raise UserError("--rendezvous is of an elastic launch: give --elastic LEAST:MOST too")
+        return launch(options.processes, words)
+    from research.deployment.elastic import launch_elastic
+    from research.deployment.elastic.options import Options, elastic_range
+
+    least, most = elastic_range(options.elastic)
+    return launch_elastic(
+        Options(
+            words,
+            options.processes,
+            least,
+            most,
+            options.rendezvous,
+            options.host or platform.node(),
+            options.gather_seconds,
+            options.give_up_seconds,
+            options.hang_seconds,
+            options.return_seconds,
+            not options.no_standby,
+        )
+    )
+
+
+def _stand_by(command: str, parser: _Parser, rest: list[str]) -> int:
+    """A worker of a supervisor: imports what takes seconds, tells what it was asked for, and waits
+    for its place in a generation (see research.deployment.elastic)."""
+    from research.standing_by import stand_by
+
+    parser.add_argument("--cpu-devices", type=int)
+    asked, target, *others = rest
+    options, fields = parser.parse_known_args(others)
+
+    def experiment() -> "Experiment":
+        from research.experiment import Experiment
+        from research.training.folder import RunFolder
+
+        path = Path(target)
+        if asked == "train":
+            return _override(Experiment.load(path), fields, f"research {asked} {target}")
+        saved = Experiment.from_json(RunFolder.existing(path).read("config"))
+        return _override(saved, fields, f"research {asked} {target}")
+
+    return _run(stand_by(experiment, options.cpu_devices))
 
 
 def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:

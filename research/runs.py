@@ -6,6 +6,8 @@ of them walk it together; process 0 prints, and writes the files that all share.
 
 import contextlib
 import json
+import os
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -16,15 +18,26 @@ import jax
 import numpy as np
 
 from research.data import Cohorts
-from research.errors import UserError
+from research.errors import Preempted, UserError
 from research.experiment import Experiment
 from research.learning import State
 from research.parallel.mesh import describe
-from research.parallel.processes import barrier, compile_together, count, is_first, shared
+from research.parallel.processes import (
+    barrier,
+    compile_together,
+    count,
+    gathered,
+    index,
+    is_first,
+    shared,
+)
 from research.parallel.stopping import StopRequest
+from research.parallel.supervision import GROWTH, dump_stacks_to, on_leave, phase, tell
 from research.plans import settled
+from research.preflight import check_meeting
 from research.prepared import Prepared, check_same_data, description, say, warn
 from research.trained import text_of
+from research.training import snapshots as memory
 from research.training.checkpoints import Checkpoints
 from research.training.folder import RunFolder
 from research.training.loop import Journal
@@ -32,12 +45,15 @@ from research.training.loop import train as run_loop
 from research.training.metrics import JsonLines, TensorBoard, Tracker, WeightsAndBiases, keep_until
 from research.training.progress import ProgressReport
 from research.training.provenance import environment
+from research.training.snapshot_files import folder_of
+from research.training.snapshots import Snapshots
 
 
 def train(experiment: Experiment, name: str = "run") -> Path:
     """Runs `experiment` in a new run folder, and returns the folder.
 
-    Raises UserError for what cannot be done, RunError for a run that had to stop.
+    Raises UserError for what cannot be done, RunError for a run that had to stop, Preempted for one
+    that was told to, where the environment wants to know.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = shared("run folder", experiment.run.directory or f"runs/{name}-{stamp}")
@@ -106,12 +122,22 @@ def _carry_on(
     learner: Any = prepared.learner  # of states of its own kind
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
+        on_leave(stop.ask)
+        stack.callback(on_leave, None)
         checkpoints = Checkpoints(folder.checkpoints, run.keep_checkpoints, run.keep_every)
         stack.callback(checkpoints.close)
-        state, first = _initial_state(prepared, checkpoints, restoring)
+        check_meeting(prepared.mesh)
+        identity = shared("identity", folder.identity() if is_first() else "")
+        snapshots = Snapshots.from_environment(identity, run.snapshot_every)
+        tell(folder=str(folder.path.absolute()), identity=identity)
+        dump_stacks_to(folder.stacks)
+        phase("restoring")
+        state, first = _initial_state(prepared, checkpoints, restoring, identity)
         if first >= run.steps and restoring:
             say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
+            phase("finished", at=first)
             return
+        phase("compiling")
         step_function = prepared.compile()
         if is_first():
             record()
@@ -133,6 +159,7 @@ def _carry_on(
                 trackers.append(WeightsAndBiases(run.wandb_project, folder.path, config))
         for tracker in trackers:
             stack.callback(tracker.close)
+        phase("training")
         feed = prepared.feed(first)
         stack.callback(feed.close)  # type: ignore[attr-defined]
         state, last = run_loop(
@@ -148,11 +175,13 @@ def _carry_on(
             observe=learner.observe,
             complaint=learner.complaint,
             checkpoints=checkpoints,
+            snapshots=snapshots,
             progress=progress,
             stop=stop,
             indexes=prepared.batches.indexes,
             folder=folder.path,
         )
+        phase("ending")
         if last == run.steps and run.sample_tokens and dataset.vocabulary is not None:
             key = jax.random.key(run.seed)
             text = text_of(learner, state, dataset.vocabulary, "", run.sample_tokens, key)
@@ -160,21 +189,27 @@ def _carry_on(
             if is_first():
                 (folder.path / "sample.txt").write_text(text, encoding="utf-8")
         checkpoints.wait()
-        if last < run.steps:
-            reason = stop.signal_name or "stopped"
+        reason = stop.signal_name or "stopped"
+        if last < run.steps and reason != GROWTH:
             progress.line(
                 f"{reason}: saved at step {last} of {run.steps}; "
                 f"go on with `research resume {folder.path}`"
             )
+        phase("finished" if last == run.steps else "stopped", at=last, reason=reason)
+    if last < run.steps and Preempted.wanted():
+        raise Preempted
 
 
 def _initial_state(
-    prepared: Prepared, checkpoints: Checkpoints, restoring: bool
+    prepared: Prepared, checkpoints: Checkpoints, restoring: bool, identity: str
 ) -> tuple[State, int]:
     learner: Any = prepared.learner
+    if restoring and (there := _from_memory(prepared, checkpoints.latest(), identity)):
+        return there
     if restoring and checkpoints.latest() is not None:
         first, state = checkpoints.restore(learner.abstract_state, warn)
         say(f"restored step {first}")
+        tell(restored=first, source="checkpoint")
         return state, first
     if restoring:
         say("no checkpoint was complete yet: beginning again at step 0")
@@ -183,6 +218,35 @@ def _initial_state(
     if source is not None:
         state = learner.with_parameters(state, _imported(prepared, Path(source)))
     return state, 0
+
+
+def _from_memory(prepared: Prepared, latest: int | None, identity: str) -> tuple[Any, int] | None:
+    """State and step of the snapshot in the memory of hosts, if there is one that is newer than the
+    `latest` checkpoint, and every process can read it."""
+    step: int | None
+    if (host := os.environ.get("RESEARCH_HOST")) is not None:
+        step = int(os.environ["RESEARCH_SNAPSHOT"])  # what the supervisor brought together
+        place = folder_of(identity, host)
+    elif count() == 1:  # a supervisor that was killed may have left one
+        place = folder_of(identity, platform.node())
+        step = memory.newest(place, identity)
+    else:
+        return None
+    if step is None or step <= (latest or 0):
+        return None
+    state: Any = None
+    complaint = ""
+    try:
+        state = memory.restore(place, identity, step, prepared.learner.abstract_state)
+    except (OSError, ValueError, StopIteration) as error:
+        complaint = f"process {index()}: {error or 'it is not whole'}"
+    complaints = [text for text in gathered("snapshot", complaint) if text]
+    if complaints:
+        warn(f"the snapshot of step {step} cannot be read ({complaints[0]}); taking a checkpoint")
+        return None
+    say(f"restored step {step} from memory")
+    tell(restored=step, source="snapshot")
+    return state, step
 
 
 def _imported(prepared: Prepared, source: Path) -> Any:

@@ -71,7 +71,7 @@ def launch(
     if processes < 1:
         raise UserError(f"--processes is {processes}: it must be 1 or more")
     if program is None:
-        _check_command(command)
+        check_command(command)
         program = [sys.executable, "-m", "research"]
     events: SimpleQueue[int | _Ended] = SimpleQueue()
     # SimpleQueue is the one queue that a signal handler may put into.
@@ -94,7 +94,8 @@ def launch(
             signal.signal(number, handler)
 
 
-def _check_command(command: list[str]) -> None:
+def check_command(command: list[str]) -> None:
+    """Raises UserError for what makes no sense in several processes."""
     known = f"{', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}"
     if not command:
         raise UserError(
@@ -292,12 +293,13 @@ def _report(culprit: _Child, processes: int) -> None:
     if culprit.index == 0:
         reason = "its error is above"
     else:
-        reason = _last_error(list(culprit.tail))
+        reason = last_error(list(culprit.tail))
     _say(f"error: {name} ended with status {status}: {reason}")
 
 
-def _last_error(lines: list[str]) -> str:
-    """The last line that looks like an exception's, else the last one that says anything."""
+def last_error(lines: list[str]) -> str:
+    """Of what a process printed: the last line that looks like an exception's, else the last one
+    that says anything."""
     said = [line for line in lines if line.strip()]
     errors = [
         line for line in said if re.match(r"[\w.]*(Error|Exception|Interrupt)\b|error: ", line)

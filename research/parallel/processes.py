@@ -7,6 +7,11 @@ environment says how (`research launch`, SLURM and Kubernetes templates set the 
     RESEARCH_PROCESSES     how many processes there are
     RESEARCH_PROCESS       which of them this one is, from 0
 
+Where the launcher is a supervisor that goes on when processes die, it sets besides
+
+    RESEARCH_SERVICE       `apart`: the rendezvous is a process of its own, and not process 0's
+    RESEARCH_ADDRESS       where the other hosts reach this process
+
 Without them a run is one process and everything here is free. JAX is imported only by
 `initialize`, so that the launcher and `--help` need not wait for it.
 """
@@ -21,6 +26,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from research.errors import UserError
+from research.parallel.supervision import supervised
 
 RENDEZVOUS_SECONDS = 60
 """How long a process waits for the others to come to the coordinator."""
@@ -95,7 +101,12 @@ def initialize(cpu_devices: int | None = None) -> None:
     # JAX's own notifier would swallow SIGTERM from here on, also while the first step compiles and
     # nobody listens, and knows nothing of SIGINT. `StopRequest` does its work.
     jax.config.update("jax_enable_preemption_service", False)
-    _meet(coordinator, processes, process)
+    if address := os.environ.get("RESEARCH_ADDRESS"):
+        _be_reached_at(address)
+    if os.environ.get("RESEARCH_SERVICE") == "apart":
+        _join(coordinator, processes, process)
+    else:
+        _meet(coordinator, processes, process)
     sys.excepthook = _end_with_traceback
 
 
@@ -140,6 +151,50 @@ def _meet(coordinator: str, processes: int, process: int) -> None:
         )
     if outcome[0] is not None:
         raise outcome[0]
+
+
+def _join(coordinator: str, processes: int, process: int) -> None:
+    """As `_meet` for process 0 too, at a service that is nobody's.
+
+    `jax.distributed.initialize` starts one in process 0 in any case.
+    """
+    import atexit
+
+    import jax
+    from jax._src import distributed
+    from jaxlib import _jax
+
+    state = distributed.global_state
+    state.coordinator_address = coordinator
+    state.process_id, state.num_processes = process, processes
+    client = _jax.get_distributed_runtime_client(
+        coordinator,
+        process,
+        init_timeout=RENDEZVOUS_SECONDS,
+        use_compression=True,
+        heartbeat_timeout=HEARTBEAT_SECONDS,
+    )
+    try:
+        client.connect()
+    except RuntimeError as error:
+        raise UserError(
+            f"process {process} of {processes} on {socket.gethostname()} waited "
+            f"{RENDEZVOUS_SECONDS} s for the others at {coordinator}: check that it can be reached "
+            "there from every host"
+        ) from error
+    state.client = client
+    atexit.register(jax.distributed.shutdown)
+
+
+def _be_reached_at(address: str) -> None:
+    """Lets the CPU's collectives listen at `address`. They would ask for the address of this
+    host's name, which on many hosts is that of the loopback."""
+    import functools
+
+    from jax._src import xla_bridge
+
+    made = xla_bridge._jax.make_gloo_tcp_collectives
+    xla_bridge._jax.make_gloo_tcp_collectives = functools.partial(made, hostname=address)
 
 
 def _place_from_environment() -> tuple[str, int, int] | None:
@@ -198,6 +253,10 @@ def _follow_launcher() -> None:
 
     def follow() -> None:
         os.read(int(lifeline), 1)
+        if supervised():  # it read what we print
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_SECONDS)
         os.killpg(os.getpgid(0), signal.SIGKILL)  # the launcher gave us a session of our own
@@ -270,6 +329,18 @@ def compile_together(lowered: Any) -> Any:
     compiled = lowered.compile()
     barrier("compiled", COMPILE_SECONDS)
     return compiled
+
+
+def gathered(name: str, value: str) -> list[str]:
+    """Every process's `value`, in their order; `name` is used once in a run."""
+    joined = rendezvous()
+    if joined is None:
+        return [value]
+    joined.client.key_value_set(f"research/gathered/{name}/{index()}", value)
+    return [
+        joined.client.blocking_key_value_get(f"research/gathered/{name}/{other}", 600_000)
+        for other in range(count())
+    ]
 
 
 def shared(name: str, value: str) -> str:

@@ -30,6 +30,10 @@ class RunConfig:
     checkpoint_every: int = 500
     """Steps from one checkpoint to the next (0: only at the end)."""
 
+    snapshot_every: int = 10
+    """Steps from one snapshot in host memory to the next, under `research launch --elastic` (0:
+    none). A failure costs the steps since the newest."""
+
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
 
@@ -59,6 +63,7 @@ class RunConfig:
             ("evaluate_every", 0),
             ("evaluate_batches", 0),
             ("checkpoint_every", 0),
+            ("snapshot_every", 0),
             ("keep_checkpoints", 1),
             ("sample_tokens", 0),
         ):

@@ -7,11 +7,14 @@ vocabulary.json    of a text run
 metrics.jsonl      one object a logged step
 checkpoints/       Orbax
 tensorboard/       events
+generations.jsonl  of an elastic run: its processes and meshes, and what ended them
+stacks/            of a hung run: where every process was
 """
 
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+        self.stacks = path / "stacks"
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
@@ -72,6 +76,15 @@ class RunFolder:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+    def identity(self) -> str:
+        """What tells this run from any other, also from one in a folder of the same name."""
+        path = self.path / ".identity"
+        if not path.exists():
+            part = self.path / ".identity.part"
+            part.write_text(secrets.token_hex(8))
+            os.replace(part, path)
+        return path.read_text()
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Writes `<name>.json` whole or not at all."""

@@ -20,10 +20,12 @@ import numpy as np
 from research.errors import Diverged, RunError
 from research.parallel.processes import is_first
 from research.parallel.stopping import StopRequest
+from research.parallel.supervision import GROWTH, beat, phase
 from research.training.checkpoints import Checkpoints
 from research.training.configuration import RunConfig
 from research.training.metrics import Record, Tracker
 from research.training.progress import ProgressReport
+from research.training.snapshots import Snapshots
 
 IN_FLIGHT = 2
 """Steps that are dispatched and not yet read: enough to hide the host, few enough to stop soon."""
@@ -49,6 +51,7 @@ def train(
     observe: Callable[[int, State], dict[str, Any]] = lambda step, state: {},
     complaint: Callable[[dict[str, float]], str | None] = lambda values: None,
     checkpoints: Checkpoints,
+    snapshots: Snapshots | None = None,
     progress: ProgressReport,
     stop: StopRequest,
     indexes: Callable[[int], np.ndarray],
@@ -60,7 +63,7 @@ def train(
     request to stop. Either way that state is saved. `observe(step, state)` gives what is measured
     only where it is logged, after that many updates. `complaint` says of a step's metrics why the
     run cannot go on, if so. `indexes(step)` names the examples of the batch of a step (from 0) if
-    its loss is not finite.
+    its loss is not finite. `snapshots` are taken where a supervisor may have to go on from them.
 
     Raises RunError for a complaint and a disk that is full, Diverged for a loss that is not finite.
     """
@@ -74,9 +77,11 @@ def train(
         pending.append((step, metrics | observe(step, state) if logging else metrics))
         last = step
         stopping = stop.reached(step)
-        saving = step == run.steps or stopping or _due(step, run.checkpoint_every)
+        remembering = snapshots is not None and (snapshots.due(step) or stopping)
+        growing = remembering and stop.signal_name == GROWTH  # memory is enough
+        saving = step == run.steps or (stopping and not growing) or _due(step, run.checkpoint_every)
 
-        while len(pending) > (0 if evaluating or saving else IN_FLIGHT):
+        while len(pending) > (0 if evaluating or saving or remembering else IN_FLIGHT):
             done, its_metrics = pending.popleft()
             values = {name: float(v) for name, v in jax.device_get(its_metrics).items()}
             if (reason := complaint(values)) is not None:
@@ -89,16 +94,24 @@ def train(
                     progress.line(f"warning: step {done}: {what}: {values[name]:.0f} so far")
                 lost[name] = values.get(name, 0)
             progress.advance(done)
+            beat(done)
             if done == step and evaluating:
                 record = journal.measure(done, values)
                 with journal.paused():
+                    phase("evaluating")
                     record |= {f"validation_{n}": v for n, v in evaluate(state).items()}
+                    phase("training")
                 journal.write(record)
             elif done == 1 or _due(done, run.log_every):
                 journal.write(journal.measure(done, values))
 
         if saving:
+            phase("saving")
             checkpoints.save(step, state)
+            phase("training")
+        if remembering:
+            assert snapshots is not None
+            snapshots.save(step, state, lambda line: progress.line(f"warning: {line}"))
         if stopping:
             break
     return state, last

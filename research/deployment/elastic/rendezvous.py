@@ -1,0 +1,79 @@
+"""Coordination services of JAX, one a generation, each a process that was started before."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+
+from research.errors import RunError
+from research.parallel.processes import HEARTBEAT_SECONDS
+
+PATIENCE_SECONDS = 30.0
+
+
+class Rendezvous:
+    """The service of the present generation, and one that waits for the next."""
+
+    def __init__(self) -> None:
+        self._present: subprocess.Popen[str] | None = None
+        self._next = self._spawn()
+
+    def serve(self, host: str, processes: int) -> str:
+        """Serves so many processes; returns host:port. Raises RunError where it cannot."""
+        self.end()
+        if self._next.poll() is not None:
+            self._next = self._spawn()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        service, self._next = self._next, self._spawn()
+        self._present = service
+        assert service.stdin is not None and service.stdout is not None
+        try:
+            service.stdin.write(f"{place} {processes} {HEARTBEAT_SECONDS}\n")
+            service.stdin.flush()
+            timer = threading.Timer(PATIENCE_SECONDS, service.kill)
+            timer.start()
+            answer = service.stdout.readline()
+            timer.cancel()
+        except OSError:
+            answer = ""
+        if answer.strip() != "serving":
+            raise RunError(f"the coordination service could not serve {place}")
+        return place
+
+    def lives(self) -> bool:
+        """Whether the present generation has its service."""
+        return self._present is not None and self._present.poll() is None
+
+    def end(self) -> None:
+        """Ends the present service; its workers are gone."""
+        if self._present is not None:
+            _end(self._present)
+            self._present = None
+
+    def close(self) -> None:
+        self.end()
+        _end(self._next)
+
+    def _spawn(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "research.deployment.elastic.service"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def _end(service: "subprocess.Popen[str]") -> None:
+    service.kill()
+    service.wait()
+    for stream in (service.stdin, service.stdout):
+        with contextlib.suppress(OSError):
+            if stream is not None:
+                stream.close()
