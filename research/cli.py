@@ -160,7 +160,9 @@ def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
         return launch(options.processes, words)
     from research.deployment.elastic import launch_elastic
     from research.deployment.elastic.options import Options, elastic_range
+    from research.parallel import placement
 
+    place = placement.place() if options.rendezvous is None else None
     least, most = elastic_range(options.elastic)
     return launch_elastic(
         Options(
@@ -168,8 +170,8 @@ def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
             options.processes,
             least,
             most,
-            options.rendezvous,
-            options.host or platform.node(),
+            options.rendezvous if place is None else place.coordinator,
+            options.host or (place.host if place else None) or platform.node(),
             options.gather_seconds,
             options.give_up_seconds,
             options.hang_seconds,

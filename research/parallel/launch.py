@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import IO
 
-from research.errors import UserError
+from research.errors import Preempted, UserError
 
 COMMANDS = ("train", "resume", "evaluate")
 """What makes sense in several processes."""
@@ -63,7 +63,8 @@ def launch(
         program: what to run in place of `python -m research`.
 
     Returns:
-        0 if all ended with 0, 2 if a user's mistake ended them (status 2), else 1.
+        0 if all ended with 0, `Preempted.STATUS` if they saved and want to be placed again, 2 if a
+        user's mistake ended them (status 2), else 1.
 
     Raises:
         UserError: there is nothing to run, or nothing that makes sense in several processes.
@@ -190,9 +191,10 @@ def _wait(children: list[_Child], events: "SimpleQueue[int | _Ended]", grace: fl
         elif isinstance(event, _Ended):
             event.child.status = event.status
             ended.append(event.child)
-            if event.status != 0 and not _was_told(event.status, received):
+            good = event.status in (0, Preempted.STATUS)
+            if not good and not _was_told(event.status, received):
                 return _end_the_rest(children, ended, events, grace)
-            if event.status != 0:  # it left without a save, and the others cannot go on
+            if not good:  # it left without a save, and the others cannot go on
                 deadline = min(deadline, time.monotonic() + grace)
         else:
             received.append(signal.SIGTERM if event == signal.SIGHUP else event)
@@ -200,8 +202,8 @@ def _wait(children: list[_Child], events: "SimpleQueue[int | _Ended]", grace: fl
                 _signal(child, received[-1])
             if received.count(signal.SIGINT) > 1:
                 deadline = min(deadline, time.monotonic() + grace)
-    if all(child.status == 0 for child in children):
-        return 0
+    if all(child.status in (0, Preempted.STATUS) for child in children):
+        return max(child.status or 0 for child in children)
     _say(f"stopped by {signal.Signals(received[0]).name} before the run could be saved")
     return 1
 

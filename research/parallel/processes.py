@@ -1,13 +1,8 @@
 """What one process of a run knows about the others: who it is, where they meet, how it leaves.
 
 Several hosts run the same program, one process each, and `jax.distributed` joins them. The
-environment says how (`research launch`, SLURM and Kubernetes templates set the same variables):
-
-    RESEARCH_COORDINATOR   host:port where process 0 serves the rendezvous
-    RESEARCH_PROCESSES     how many processes there are
-    RESEARCH_PROCESS       which of them this one is, from 0
-
-Where the launcher is a supervisor that goes on when processes die, it sets besides
+environment says how: `research.parallel.placement` reads it. Where the launcher is a supervisor
+that goes on when processes die, it sets besides
 
     RESEARCH_SERVICE       `apart`: the rendezvous is a process of its own, and not process 0's
     RESEARCH_ADDRESS       where the other hosts reach this process
@@ -26,6 +21,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from research.errors import UserError
+from research.parallel import placement
 from research.parallel.supervision import supervised
 
 RENDEZVOUS_SECONDS = 60
@@ -86,7 +82,7 @@ def initialize(cpu_devices: int | None = None) -> None:
     """
     if cpu_devices is not None and cpu_devices < 1:
         raise UserError(f"--cpu-devices is {cpu_devices}: it must be 1 or more")
-    place = _place_from_environment()
+    place = placement.place()
     _follow_launcher()
 
     import jax
@@ -96,7 +92,7 @@ def initialize(cpu_devices: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if place is None or rendezvous() is not None:
         return
-    coordinator, processes, process = place
+    coordinator, processes, process = place.coordinator, place.processes, place.process
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's own notifier would swallow SIGTERM from here on, also while the first step compiles and
     # nobody listens, and knows nothing of SIGINT. `StopRequest` does its work.
@@ -195,31 +191,6 @@ def _be_reached_at(address: str) -> None:
 
     made = xla_bridge._jax.make_gloo_tcp_collectives
     xla_bridge._jax.make_gloo_tcp_collectives = functools.partial(made, hostname=address)
-
-
-def _place_from_environment() -> tuple[str, int, int] | None:
-    """Coordinator, number of processes and number of this one; None when this one is alone."""
-    coordinator = os.environ.get("RESEARCH_COORDINATOR")
-    if not coordinator:
-        return None
-    numbers = []
-    for name in ("RESEARCH_PROCESSES", "RESEARCH_PROCESS"):
-        value = os.environ.get(name, "")
-        if not value.isdecimal():
-            raise UserError(
-                f"RESEARCH_COORDINATOR is set, but {name} is {value!r}: it must be a number"
-            )
-        numbers.append(int(value))
-    processes, process = numbers
-    if process >= processes:
-        raise UserError(
-            f"RESEARCH_PROCESS is {process}, but RESEARCH_PROCESSES is {processes}: processes are "
-            "numbered from 0"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"RESEARCH_COORDINATOR is {coordinator!r}: it must be host:port")
-    return coordinator, processes, process
 
 
 def _check_port(host: str, port: int) -> None:

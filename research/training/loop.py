@@ -24,6 +24,7 @@ from research.parallel.supervision import GROWTH, beat, phase
 from research.training.checkpoints import Checkpoints
 from research.training.configuration import RunConfig
 from research.training.metrics import Record, Tracker
+from research.training.pace import Pace
 from research.training.progress import ProgressReport
 from research.training.snapshots import Snapshots
 
@@ -70,8 +71,11 @@ def train(
     last = start
     pending: deque[tuple[int, Any]] = deque()
     lost: dict[str, float] = {}
+    pace = Pace()
     for step in range(start + 1, run.steps + 1):
-        state, metrics = step_function(state, next(feed))
+        with pace.loading():
+            batch = next(feed)
+        state, metrics = step_function(state, batch)
         evaluating = step == run.steps or _due(step, run.evaluate_every)
         logging = evaluating or step == 1 or _due(step, run.log_every)
         pending.append((step, metrics | observe(step, state) if logging else metrics))
@@ -95,6 +99,12 @@ def train(
                 lost[name] = values.get(name, 0)
             progress.advance(done)
             beat(done)
+            logged = (done == step and evaluating) or done == 1 or _due(done, run.log_every)
+            if logged:
+                paces, slow = pace.measure()
+                values |= paces
+                if slow is not None:
+                    progress.line(f"warning: step {done}: {slow}")
             if done == step and evaluating:
                 record = journal.measure(done, values)
                 with journal.paused():
@@ -102,7 +112,7 @@ def train(
                     record |= {f"validation_{n}": v for n, v in evaluate(state).items()}
                     phase("training")
                 journal.write(record)
-            elif done == 1 or _due(done, run.log_every):
+            elif logged:
                 journal.write(journal.measure(done, values))
 
         if saving:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 TIMES_MEDIAN = 20
-SLOW_PHASE_SECONDS = 600.0
+SLOW_PHASE_SECONDS = 1800.0
 """For a compilation, an evaluation or a save."""
 
 START_SECONDS = 240.0
