@@ -73,6 +73,10 @@ class Stage(NamedTuple):
     """Whether it takes one update for as good as any other, whatever it weighs."""
     least: int = 1
     """The fewest updates that it is for."""
+    gathers: bool = False
+    """Whether it is done to `Several` updates at once, though nobody sees more than one."""
+    secret: bool = False
+    """Whether what it has seen is hidden from all that follow."""
 
 
 def mean() -> Stage:
@@ -94,6 +98,14 @@ def check_chain(
         before = stages[number - 1].name if number else ""
         if seen == "result":
             raise UserError(f"{before} has made one update of all: {stage.name} cannot follow it")
+        hidden = [each.name for each in stages[:number] if each.secret]
+        if hidden and seen == "sum" and stage.sees == "all":
+            raise UserError(
+                f"{stage.name} sees single updates, and a {hidden[0]} of all shows nobody more "
+                "than that: use --federated.aggregation.groups, whose sums stay secret and among "
+                f"whose means it chooses ({stage.least} or more), or "
+                "--federated.aggregation.secure False"
+            )
         if seen == "sum" and stage.sees != "sum":
             raise UserError(
                 f"{stage.name} sees single updates, and after {before} there is nothing but their "

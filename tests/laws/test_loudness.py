@@ -150,6 +150,15 @@ def checkpoints(folder: Path) -> list[int]:
             ],
             "and 8 replicas are fewer than the 9 that f = 3 asks for: use --exchange.byzantine 2",
         ),
+        (
+            [
+                *("--federated.rule", "fedavg", "--federated.weighting", "uniform"),
+                *("--federated.aggregation.secure", "True", "--federated.aggregation.clip", "1"),
+                *("--federated.aggregation.rule", "krum"),
+            ],
+            "krum sees single updates, and a secure sum of all shows nobody more than that: use "
+            "--federated.aggregation.groups",
+        ),
         (["--attack.name", "alie"], "alie is by clients or replicas, and there are none: use"),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),

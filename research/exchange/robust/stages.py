@@ -37,4 +37,5 @@ def attack_stage(attack: Attack, byzantine: np.ndarray) -> Stage:
         updates, alive, state = attack.apply(x.updates, x.alive, bad, state, round.step, round.key)
         return Several(updates, jnp.where(alive, x.weight, 0)), state
 
-    return Stage(attack.name, "all", "all", apply, init=attack.init)
+    # What it leaves are still updates that nobody but their senders has to have seen.
+    return Stage(attack.name, "one", "one", apply, init=attack.init, gathers=True)

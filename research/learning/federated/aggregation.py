@@ -16,8 +16,17 @@ import jax.numpy as jnp
 from research.exchange.stages import Round, Several, Stage, mean, size_of
 
 Tree = Any
+GROUPING = ("groups", "secure sum")
 APART = 2
 """Tells these draws from those of the model and of the clients' steps."""
+
+
+class Made(NamedTuple):
+    """Of the updates of a round."""
+
+    update: Tree  # x̄
+    stages: dict[str, Tree]  # what the stages keep
+    seen: jax.Array  # [] float32: how many updates, or groups, were seen by all; inf if none was
 
 
 class Aggregation(NamedTuple):
@@ -32,13 +41,24 @@ class Aggregation(NamedTuple):
         return len(self.stages) == 1 and self.stages[0].name == "mean"
 
     @property
+    def alone(self) -> int:
+        """How many stages are done to each update with its client."""
+        done = (stage.sees != "one" or stage.gathers for stage in self.stages)
+        return next((number for number, other in enumerate(done) if other), len(self.stages))
+
+    @property
     def stacks(self) -> bool:
         """Whether updates have to be side by side."""
-        return any(stage.sees == "all" for stage in self.stages)
+        return any(stage.sees == "all" or stage.gathers for stage in self.stages)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether what sees all sees groups of updates."""
+        return any(stage.name in GROUPING for stage in self.stages)
 
     @property
     def least(self) -> int:
-        """The fewest updates that all stages are for."""
+        """The fewest updates, or groups of them, that all stages are for."""
         return max(stage.least for stage in self.stages)
 
     def init(self, like: Tree) -> dict[str, Tree]:
@@ -47,10 +67,9 @@ class Aggregation(NamedTuple):
 
     def one(self, x: Tree, states: dict[str, Tree], step: jax.Array, client: jax.Array) -> Tree:
         """The update of one `client`, as it leaves it."""
-        for number, stage in enumerate(self.stages):
-            if stage.sees == "one":
-                key = jax.random.fold_in(self._key(step, number), client)
-                x, _ = stage.apply(x, states[stage.name], Round(step, key))
+        for number, stage in enumerate(self.stages[: self.alone]):
+            key = jax.random.fold_in(self._key(step, number), client)
+            x, _ = stage.apply(x, states[stage.name], Round(step, key))
         return x
 
     def together(
@@ -60,17 +79,19 @@ class Aggregation(NamedTuple):
         step: jax.Array,
         weight: jax.Array,
         who: jax.Array,
-    ) -> tuple[Tree, dict[str, Tree]]:
+    ) -> Made:
         """x̄, and what the stages keep after it, of `Several` updates if it `stacks`, those of the
         clients `who` [cohort], else of their sum, with weights of `weight` in all."""
-        after = dict(states)
-        for number, stage in enumerate(self.stages):
-            if stage.sees != "one":
-                if stage.sees == "sum" and isinstance(x, Several):
-                    x, weight = x.total, jnp.sum(x.weight)
-                round = Round(step, self._key(step, number), weight, who)
-                x, after[stage.name] = stage.apply(x, after[stage.name], round)
-        return x, after
+        after, seen = dict(states), jnp.asarray(jnp.inf)
+        for number, stage in enumerate(self.stages[self.alone :], self.alone):
+            key = self._key(step, number)
+            if stage.sees == "all":
+                seen = jnp.minimum(seen, jnp.sum(x.alive))
+            if stage.sees == "sum" and isinstance(x, Several):
+                x, weight = x.total, jnp.sum(x.weight)
+            round = Round(step, key, weight, who)
+            x, after[stage.name] = stage.apply(x, after[stage.name], round)
+        return Made(x, after, seen)
 
     def sent(self, like: Tree) -> int:
         """Bytes of an update like this, as it leaves a client."""

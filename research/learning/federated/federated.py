@@ -30,7 +30,7 @@ from research.errors import UserError
 from research.exchange.replicas import DEVICE, Replicas
 from research.exchange.stages import Several, size_of
 from research.exchange.updates import finite
-from research.learning.federated.aggregation import Aggregation
+from research.learning.federated.aggregation import Aggregation, Made
 from research.learning.federated.algorithm import Algorithm, Replies, Server
 from research.learning.federated.answers import HELD, Answers, Updates, told
 from research.learning.federated.client import Client, Local
@@ -88,8 +88,8 @@ class Federated:
         self._fine_tuning = fine_tuning
         self.aggregation = aggregation or Aggregation(seed=one.seed)
         self._byzantine = byzantine
-        least = max(population.minimum, self.aggregation.least)
-        self.population = population._replace(minimum=least)
+        least = 1 if self.aggregation.grouped else self.aggregation.least
+        self.population = population._replace(minimum=max(population.minimum, least))
         if not self.aggregation.plain and jax.tree.leaves(one.abstract_state.buffers):
             raise UserError(
                 "this model keeps statistics of its batches, which are averaged over clients as "
@@ -152,9 +152,15 @@ class Federated:
 
     def complaint(self, metrics: dict[str, float]) -> str | None:
         """That too few clients answered."""
-        population = self.population
+        population, least = self.population, self.aggregation.least
         if metrics["clients"] >= population.minimum:
-            return None
+            if metrics.get("groups", least) >= least:
+                return None
+            return (
+                f"{metrics['groups']:.0f} groups of clients have enough of them left, and "
+                f"--federated.aggregation.rule with its byzantine ones asks for {least}: use a "
+                "larger --federated.cohort, or more --federated.aggregation.groups"
+            )
         wanted, way = "--federated.minimum is", "smaller minimum"
         if self.aggregation.least == population.minimum > 1:
             wanted = "--federated.aggregation.rule with its byzantine ones asks for"
@@ -230,10 +236,13 @@ class Federated:
             check_vma=False,
         )(state, who, own, batch)
 
+        made = self._together(state, answers, updates, who["client"])
         enough = answers.alive >= self.population.minimum
-        made, stages = self._together(state, answers, updates, who["client"])
-        divided = jax.tree.map(lambda x: jnp.where(enough, x, 0), made)
-        stages = jax.tree.map(lambda new, old: jnp.where(enough, new, old), stages, state.stages)
+        enough &= made.seen >= self.aggregation.least
+        divided = jax.tree.map(lambda x: jnp.where(enough, x, 0), made.update)
+        stages = jax.tree.map(
+            lambda new, old: jnp.where(enough, new, old), made.stages, state.stages
+        )
         share = answers.alive / self.population.clients
         before = Server(state.parameters, state.shared, state.optimizer)
         server = self.algorithm.serve(before, Replies(divided[0], divided[1], share))
@@ -249,6 +258,8 @@ class Federated:
         metrics = self.one.metrics(state.step, answers.sums, *norms)
         metrics["learning_rate"] = self._rate_of(state.step)
         metrics["clients"] = answers.alive
+        if self.aggregation.grouped:
+            metrics["groups"] = made.seen
         if self._byzantine is not None:
             among = jnp.asarray(self._byzantine)[who["client"]]
             metrics["byzantine"] = jnp.sum(among, dtype=jnp.float32)
@@ -267,9 +278,8 @@ class Federated:
 
     def _together(
         self, state: FederatedState, answers: Answers, updates: Updates, who: jax.Array
-    ) -> Any:
-        """What the aggregation makes of the sum of the answers, or of the updates side by side,
-        and what its stages keep."""
+    ) -> Made:
+        """Of the sum of the answers, or of the updates side by side."""
         made: Any = answers.replies
         if self.aggregation.stacks:
             move, more = updates.sent

@@ -170,6 +170,31 @@ def test_an_attack_on_a_mean_keeps_its_weights() -> None:
     np.testing.assert_allclose(moved(config, attack=attack), expected, **CLOSE)
 
 
+def test_a_rule_across_secret_groups_sees_their_means() -> None:
+    """Of 6 clients 2 groups of 3: the mean of both is that of all, to half a step of each."""
+    config = aggregated(EVERYBODY, secure=True, groups=2, rule="median", clip=10.0)
+    own, step = moves(EVERYBODY), 2.0**-15  # 19 bits and a sign for ±10: 2^15 steps in 1.0
+    np.testing.assert_allclose(moved(config, 2), own.mean(0), atol=step / 2 + 1e-6)
+    state, metrics = run(config, rounds=1, devices=2)
+    assert metrics[0]["groups"] == 2
+    with jax.set_mesh(learner(config, devices=2).mesh):
+        seen = learner(config, devices=2).observe(1, state)
+    assert seen["bytes_sent"] == CLIENTS * 2 * 4 * 18
+
+
+def test_a_secret_group_that_is_too_small_is_told() -> None:
+    config = aggregated(EVERYBODY, secure=True, groups=2, rule="median", clip=10.0)
+    config = aggregated(config, byzantine=0)
+    here, rows = learner(config), cohorts(config).rows(0, range(CLIENTS))
+    rows["inputs"][:4] = np.nan  # 2 are left
+    with jax.set_mesh(here.mesh):
+        before = jax.device_get(here.init().parameters)
+        state, metrics = here.step(here.init(), rows)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.parameters), before)
+    told = here.complaint({name: float(value) for name, value in metrics.items()})
+    assert told is not None and told.startswith("0 groups of clients have enough of them left")
+
+
 def test_a_round_with_too_few_for_its_rule_changes_nothing_and_is_told() -> None:
     config = aggregated(EVERYBODY, rule="krum", byzantine=1)
     here, rows = learner(config), cohorts(config).rows(0, range(CLIENTS))
@@ -198,6 +223,15 @@ def test_who_is_byzantine_is_drawn_once_and_never_all() -> None:
     ("change", "sentence"),
     [
         ({"rule": "krum", "byzantine": 1}, "byzantine 0, or --federated.cohort 5"),
+        ({"secure": True}, "nothing bounds these: use --federated.aggregation.clip 1.0"),
+        (
+            {"secure": True, "clip": 1.0, "groups": 2},
+            "2 groups of 3 clients have 1: use --federated",
+        ),
+        ({"secure": True, "clip": 1.0, "rule": "median"}, "median sees single updates"),
+        ({"secure": True, "clip": 1.0, "bits": 31}, "does not fit into 32 bits"),
+        ({"groups": 4}, "--federated.aggregation.groups 4 must be 1 to 3, the cohort"),
+        ({"groups": 2, "rule": "median", "byzantine": 1}, "2 groups are fewer than the 3"),
         ({"clip": 0.0}, "--federated.aggregation.clip 0.0 must be more than 0, or None"),
         ({"ratio": 2.0}, "--federated.aggregation.ratio 2.0 must be more than 0, at most 1"),
     ],
