@@ -19,6 +19,7 @@ from research.data.members import Members
 from research.data.outside import outside
 from research.data.partition import PartitionConfig
 from research.data.poisoning import poisoned, triggered
+from research.data.poisson import PoissonBatches
 from research.data.shift import ImageShift
 from research.data.synthetic import SyntheticConfig
 from research.data.tables import TableConfig
@@ -37,6 +38,7 @@ __all__ = [
     "LabeledArrays",
     "Members",
     "PartitionConfig",
+    "PoissonBatches",
     "Source",
     "SyntheticConfig",
     "TableConfig",
