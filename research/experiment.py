@@ -6,6 +6,7 @@ is frozen, goes to JSON and back, and holds nothing that needs a device.
 
 import runpy
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from research.learning import (
     ExchangeConfig,
     FederatedConfig,
     OptimizerConfig,
+    PrivacyConfig,
 )
 from research.models import (
     CNNConfig,
@@ -55,6 +57,7 @@ __all__ = [
     "OptimizerConfig",
     "PartitionConfig",
     "PipelineConfig",
+    "PrivacyConfig",
     "ResNetConfig",
     "RunConfig",
     "SyntheticConfig",
@@ -104,6 +107,9 @@ class Experiment:
     attack: AttackConfig = AttackConfig()
     """Which clients or replicas do not do what they should."""
 
+    privacy: PrivacyConfig = PrivacyConfig()
+    """What may be told about one unit of the data, and within which budget."""
+
     run: RunConfig = RunConfig()
     """For how long, and what is written down."""
 
@@ -133,12 +139,31 @@ class Experiment:
                 f"--attack.name {self.attack.name} is by clients or replicas, and there are none: "
                 "use --federated.rule fedavg or --exchange.rule every_step"
             )
+        self._check_privacy(ways)
         batch, microbatches = self.data.batch, self.optimizer.microbatches
         if microbatches < 1 or batch % microbatches:
             raise UserError(
                 f"batch {batch} does not divide into {microbatches} microbatches: use "
                 f"--data.batch {max(batch - batch % max(microbatches, 1), microbatches, 1)} "
                 "or another --optimizer.microbatches"
+            )
+
+    def _check_privacy(self, ways: Collection[str]) -> None:
+        privacy = self.privacy
+        privacy.check()
+        if privacy.unit != "example":
+            return
+        if ways:
+            raise UserError(
+                f"--privacy.unit example is accounted for one model that sees all of a step's "
+                f"examples, which {next(iter(ways))} has not: set it to none, and spread the batch "
+                "by --mesh.data"
+            )
+        if self.optimizer.microbatches > 1:
+            raise UserError(
+                f"--optimizer.microbatches {self.optimizer.microbatches} cut a batch of fixed "
+                "size, and a private one is drawn: use --privacy.microbatch, the examples of a "
+                "device whose gradients are had at once"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -30,6 +30,11 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
     cannot be compiled.
     """
     experiment.check()
+    if experiment.privacy.unit == "example":
+        raise UserError(
+            "a private step goes through as many microbatches as its batch is drawn to have, which "
+            "no compiled program says: inspect the plain one, with --privacy.unit none"
+        )
     devices = jax.devices() if topology is None else _devices_of(topology)
     mesh = experiment.mesh.build(devices)
     experiment = with_replicas(experiment, mesh)

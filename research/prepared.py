@@ -18,6 +18,7 @@ from research.data import (
     HeldOut,
     LabeledArrays,
     Members,
+    PoissonBatches,
     Source,
     cache_folder,
     evaluated_examples,
@@ -27,12 +28,14 @@ from research.data import (
     triggered,
 )
 from research.errors import UserError
+from research.exchange.privacy import Account
 from research.experiment import Experiment
 from research.learning import (
     Ensemble,
     EnsembleState,
     Federated,
     Learner,
+    Private,
     Replicated,
     State,
     Synchronous,
@@ -45,11 +48,14 @@ from research.parallel.mesh import MeshConfig
 from research.parallel.processes import compile_together, is_first
 from research.rows import (
     Rows,
+    poisson,
     rows_of_all_members,
     rows_of_batch,
     rows_of_cohort,
     rows_of_members,
+    rows_of_private_batch,
     seats_of,
+    with_budget,
 )
 from research.training.checkpoints import Checkpoints
 from research.training.evaluation import evaluate, summary, totals_of
@@ -71,12 +77,19 @@ class Prepared:
         self.mesh = experiment.mesh.build() if mesh is None else mesh
         self.experiment = experiment = with_replicas(experiment, self.mesh)
         self.federation: Federation | None = None
-        self.batches: Batches | Cohorts | Members
+        self.batches: Batches | PoissonBatches | Cohorts | Members
         if experiment.ensemble.rule == "deep":
             self.rows = rows_of_members(experiment, self.mesh)
             self.evaluated = rows_of_all_members(experiment, self.mesh)
             self.dataset = experiment.data.load()
             self.batches = members(experiment, self.dataset.train)
+        elif experiment.privacy.unit == "example":
+            self.dataset = experiment.data.load()
+            examples = len(self.dataset.train)
+            self.experiment = experiment = with_budget(experiment, examples)
+            self.rows = rows_of_private_batch(experiment, self.mesh, examples)
+            self.evaluated = Rows.of(batch_sharding(self.mesh, EVALUATED), EVALUATED)
+            self.batches = poisson(experiment, self.dataset.train, self.mesh)
         elif experiment.federated.rule == "none":
             self.rows = self.evaluated = rows_of_batch(experiment, self.mesh)
             self.dataset = experiment.data.load()
@@ -90,9 +103,7 @@ class Prepared:
                 self.federation = poisoned(self.federation, byzantine, attack.name, attack.target)
             self.dataset = self.federation.dataset
             self.batches = cohorts(experiment, self.federation, self.mesh)
-        self.learner = learner(
-            experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
-        )
+        self.learner = self._learner()
         self.compiling_seconds = 0.0  # of the step
         self._step: Callable[[State, Any], tuple[State, Any]] | None = None
         self._evaluations: dict[str, Callable[..., Any]] = {}  # compiled when first needed
@@ -117,11 +128,28 @@ class Prepared:
         nothing is compiled."""
         made = copy.copy(self)
         made.experiment = experiment
-        made.learner = learner(
-            experiment, self.dataset.specification, self.mesh, clients_of(self.federation)
-        )
+        made.learner = made._learner()
         made._step, made._evaluations = None, {}
         return made
+
+    def _learner(self) -> Learner:
+        dataset, clients = self.dataset, clients_of(self.federation)
+        return learner(
+            self.experiment, dataset.specification, self.mesh, clients, len(dataset.train)
+        )
+
+    @property
+    def account(self) -> Account | None:
+        """What the run's ledger is held against, if it is private."""
+        if not isinstance(self.learner, Private):
+            return None
+        return Account(self.experiment.privacy.budget, self.learner.event)
+
+    def observe(self, step: int, state: Any) -> dict[str, Any]:
+        """What is measured only where it is logged: by the learner, and of the ledger."""
+        account = self.account
+        measured = self.learner.observe(step, state)
+        return measured if account is None else measured | account.observe(state.ledger)
 
     def feed(self, start: int) -> Iterator[dict[str, Any]]:
         """The batches of the steps after `start`, on the devices, and what steps are told
@@ -267,7 +295,11 @@ class Restored:
             self.mesh = MeshConfig().build(jax.devices()[:1])
         tune_process(self.experiment)
         self.learner = learner(
-            self.experiment, self.specification, self.mesh, self.data.get("clients", 0)
+            self.experiment,
+            self.specification,
+            self.mesh,
+            self.data.get("clients", 0),
+            self.data["examples"]["train"],
         )
         checkpoints = Checkpoints(folder.checkpoints)
         with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
@@ -282,10 +314,14 @@ def abstract_events(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def learner(
-    experiment: Experiment, specification: Specification, mesh: jax.sharding.Mesh, clients: int = 0
+    experiment: Experiment,
+    specification: Specification,
+    mesh: jax.sharding.Mesh,
+    clients: int = 0,
+    examples: int = 0,
 ) -> Learner:
-    """The algorithm of `experiment` for data of `specification`, of so many `clients` if they keep
-    it, on `mesh`."""
+    """The algorithm of `experiment` on `mesh`, for so many training `examples` of `specification`,
+    of so many `clients` if they keep them."""
     steps, exchange = experiment.run.steps, experiment.exchange
     asynchronous, federated = experiment.asynchronous, experiment.federated
     ensemble = experiment.ensemble
@@ -301,6 +337,8 @@ def learner(
         experiment.pipeline,
         outside=() if alone else ("replica",),
     )
+    if experiment.privacy.unit == "example":
+        return experiment.privacy.build(one, examples, experiment.data.batch)
     if alone:
         return one
     if asynchronous.rule != "none":

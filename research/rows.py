@@ -1,16 +1,19 @@
 """How the rows of a step's batch lie on the mesh, and which of them a process reads."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from research.configuration import multiples_near
+from research.data import PoissonBatches, Source
 from research.errors import UserError
 from research.experiment import Experiment
+from research.learning.private import places
 from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
+from research.parallel.processes import shared
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,32 @@ class Rows:
 def rows_of_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
     """As `sharding_of_batch` has them."""
     return Rows.of(sharding_of_batch(experiment, mesh), experiment.data.batch)
+
+
+def rows_of_private_batch(experiment: Experiment, mesh: jax.sharding.Mesh, examples: int) -> Rows:
+    """Places for what is drawn of so many `examples`."""
+    plan = experiment.privacy.plan(examples, experiment.data.batch)
+    count, microbatches = places(plan.most, experiment.privacy.microbatch, mesh)
+    return Rows.of(batch_sharding(mesh, count // microbatches), count)
+
+
+def with_budget(experiment: Experiment, units: int) -> Experiment:
+    """`experiment` with the noise and the seed that its budget for `units` leaves open."""
+    before = experiment.privacy
+    privacy = before.decided(units, experiment.data.batch, experiment.run.steps)
+    if before.seed is None:
+        privacy = replace(privacy, seed=int(shared("privacy seed", str(privacy.seed))))
+    return replace(experiment, privacy=privacy)
+
+
+def poisson(experiment: Experiment, source: Source, mesh: jax.sharding.Mesh) -> PoissonBatches:
+    """Batches that are drawn."""
+    privacy = experiment.privacy
+    plan = privacy.plan(len(source), experiment.data.batch)
+    rows, microbatches = places(plan.most, privacy.microbatch, mesh)
+    assert privacy.seed is not None
+    probability = plan.event.sampling_probability
+    return PoissonBatches(source, probability, rows, microbatches, privacy.seed)
 
 
 def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from research.data import Cohorts
-from research.errors import Preempted, UserError
+from research.errors import Preempted, RunError, UserError
 from research.experiment import Experiment
 from research.learning import State
 from research.parallel.mesh import describe
@@ -132,11 +132,14 @@ def _carry_on(
         tell(folder=str(folder.path.absolute()), identity=identity)
         dump_stacks_to(folder.stacks)
         phase("restoring")
+        state: Any
         state, first = _initial_state(prepared, checkpoints, restoring, identity)
         if first >= run.steps and restoring:
             say(f"already at step {first} of {run.steps}: --run.steps sets a later end")
             phase("finished", at=first)
             return
+        account = prepared.account
+        end = run.steps if account is None else account.last_step(state.ledger, first, run.steps)
         phase("compiling")
         step_function = prepared.compile()
         if is_first():
@@ -166,13 +169,13 @@ def _carry_on(
             step_function,
             state,
             feed,
-            run,
+            replace(run, steps=end),
             start=first,
             journal=Journal(trackers, dataset.unit, prepared.units_per_step, first, seconds),
             evaluate=lambda state: prepared.evaluate(
                 state, dataset.validation, prepared.clients("validation")
             ),
-            observe=learner.observe,
+            observe=prepared.observe,
             complaint=learner.complaint,
             checkpoints=checkpoints,
             snapshots=snapshots,
@@ -189,6 +192,11 @@ def _carry_on(
             if is_first():
                 (folder.path / "sample.txt").write_text(text, encoding="utf-8")
         checkpoints.wait()
+        if account is not None and last == end < run.steps:
+            raise RunError(
+                f"{account.in_words(state.ledger)}: step {end + 1} of {run.steps} would cross the "
+                f"budget of ε = {account.budget.epsilon:g}, and was not made; step {end} is saved"
+            )
         reason = stop.signal_name or "stopped"
         if last < run.steps and reason != GROWTH:
             progress.line(

@@ -5,7 +5,8 @@ several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo
 `Asynchronous` are workers around a server that takes their gradients as they come, `BackupWorkers`
 those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). `Federated` are
 clients that keep their data (`FederatedConfig`). `Ensemble` is of members that learn alone and
-answer together (`EnsembleConfig`). All are a `Learner`. `cross_entropy` gives every
+answer together (`EnsembleConfig`). `Private` bounds and hides what one example does
+(`PrivacyConfig`). All are a `Learner`. `cross_entropy` gives every
 loss as (sum, count); `OptimizerConfig` names an optax optimizer and its schedule.
 """
 
@@ -20,11 +21,14 @@ from research.learning.ensemble import Ensemble, EnsembleConfig, EnsembleState
 from research.learning.federated import Federated, FederatedConfig, FederatedState
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
+from research.learning.private import PrivacyConfig, Private, PrivateState
 from research.learning.replicated import ExchangeConfig, Replicated, ReplicatedState, Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
-Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated | Ensemble
-State = TrainState | ReplicatedState | AsynchronousState | FederatedState | EnsembleState
+Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated | Ensemble | Private
+State = (
+    TrainState | ReplicatedState | AsynchronousState | FederatedState | EnsembleState | PrivateState
+)
 
 __all__ = [
     "Asynchronous",
@@ -41,6 +45,9 @@ __all__ = [
     "FederatedState",
     "Learner",
     "OptimizerConfig",
+    "PrivacyConfig",
+    "Private",
+    "PrivateState",
     "Replicated",
     "ReplicatedState",
     "Rule",

@@ -223,7 +223,7 @@ class Synchronous:
         rows = jnp.arange(batch["targets"].shape[0])
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
         batch = batch | {"keys": constrain(keys, "batch")}
-        arguments = (self._loss, parameters, buffers, batch)
+        arguments = (self.loss, parameters, buffers, batch)
         if self._pipeline is not None:
             summed, sums = self._pipeline.gradients(parameters, buffers, batch)
         elif self.microbatches == 1:
@@ -256,7 +256,9 @@ class Synchronous:
         """The Flax module with `parameters` as the state has them."""
         return nnx.merge(self.graph, out_of_rounds(parameters, self._rounds), buffers)
 
-    def _loss(self, parameters: Tree, buffers: Tree, batch: Batch) -> Any:
+    def loss(self, parameters: Tree, buffers: Tree, batch: Batch) -> Any:
+        """What is differentiated: the sum of losses and penalties over `batch`; (its sums, the
+        buffers after the pass)."""
         model = nnx.merge(self.graph, parameters, buffers)
         totals, extras = _totals(model, batch, train=True)
         after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

@@ -64,6 +64,7 @@ class Step:
             return cls(learner.one, model, batch, pipeline, platform, server=learner)
         if isinstance(learner, Federated):
             return cls(learner.one, model, batch, pipeline, platform, clients=learner)
+        assert isinstance(learner, Synchronous)
         return cls(learner, model, batch, pipeline, platform)
 
     @property

@@ -34,7 +34,7 @@ IN_FLIGHT = 2
 FINITE = ("loss", "gradient_norm", "parameter_norm")
 """Metrics that say, in this order of cause and effect, whether a state is worth keeping."""
 
-COUNTED = ("replicas_dropped", "clients_dropped", "members_frozen")
+COUNTED = ("replicas_dropped", "clients_dropped", "examples_dropped", "members_frozen")
 """Metrics that count, since the run began, what it went on without: a line tells when one grows."""
 
 State = Any

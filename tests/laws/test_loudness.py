@@ -25,6 +25,7 @@ from research.data import Batches, TextConfig
 
 Mistake = Callable[..., str]
 
+PRIVATE = ("--privacy.unit", "example")
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 
 
@@ -160,6 +161,26 @@ def checkpoints(folder: Path) -> list[int]:
             "--federated.aggregation.groups",
         ),
         (["--attack.name", "alie"], "alie is by clients or replicas, and there are none: use"),
+        ([*PRIVATE, "--privacy.epsilon", "0"], "--privacy.epsilon 0.0 must be more than 0, and fi"),
+        ([*PRIVATE, "--privacy.noise-multiplier", "0"], "without noise nothing is private"),
+        ([*PRIVATE, "--privacy.clip", "inf"], "noise hides nobody whose part has no bound"),
+        ([*PRIVATE, "--privacy.delta", "0.01"], "0.01 is not below 1 / 10,206 examples"),
+        (
+            [*PRIVATE, "--privacy.epsilon", "1e-9", "--privacy.delta", "1e-15"],
+            "no noise keeps 12 steps below ε = 1e-09 at δ = 1e-15",
+        ),
+        ([*PRIVATE, "--data.batch", "16000"], "cannot have 16,000 of 10,206 examples"),
+        ([*PRIVATE, "--privacy.method", "ghost"], "is no linear map or convolution"),
+        ([*PRIVATE, "--optimizer.microbatches", "2"], "cut a batch of fixed size, and a private"),
+        ([*PRIVATE, "--mesh.data", "4", "--mesh.context", "2"], "which --mesh.context 2 cannot"),
+        (
+            [*PRIVATE, "--mesh.replica", "2", "--exchange.rule", "diloco"],
+            "accounted for one model that sees all of a step's examples, which --exchange.rule dil",
+        ),
+        (
+            [*PRIVATE, "--federated.rule", "fedavg"],
+            "accounted for one model that sees all of a step's examples, which --federated.rule fe",
+        ),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),
         (["--data.context", "20000"], "training split of"),

@@ -1,0 +1,128 @@
+"""What a run may tell about one example or client, by configuration."""
+
+import math
+import secrets
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from research.configuration import check_bounds
+from research.errors import UserError
+from research.exchange.privacy import Budget, Plan, Quantile
+from research.learning.private.parts import places
+from research.learning.private.private import Clipping, Method, Private
+from research.learning.synchronous import Synchronous
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy: for whom, and within which budget."""
+
+    unit: Literal["none", "example"] = "none"
+    """For whom: an example, by DP-SGD, in batches of --data.batch in the mean that are drawn by
+    Poisson sampling; none: nothing is private."""
+
+    epsilon: float = 8.0
+    """Budget: ε for adding or removing one unit. A run stops before it is crossed."""
+
+    delta: float = 1e-5
+    """Budget: δ, below 1 / units."""
+
+    noise_multiplier: float | None = None
+    """Deviation of the noise, in units of --privacy.clip (None: the least that the budget allows
+    for --run.steps)."""
+
+    clip: float = 1.0
+    """C: the largest norm with which a unit counts; where a quantile is given, the first one."""
+
+    layers: Literal["together", "apart"] = "together"
+    """Whether all arrays of a unit are clipped by their common norm, or those of each layer by C/√m
+    for m layers."""
+
+    quantile: float | None = None
+    """γ: the share of units that a bound should leave as they are; bounds follow it (None: they
+    stay)."""
+
+    quantile_rate: float = 0.2
+    """η_C: how fast bounds follow."""
+
+    quantile_noise: float = 0.05
+    """σ_b: deviation of the count of units within a bound, as a share of a mean step's units."""
+
+    method: Method = "auto"
+    """How an example's norm is found: ghost does not make its gradient, for models of linear maps
+    and convolutions; per_example does, for all; auto: ghost where it is possible."""
+
+    microbatch: int = 32
+    """Examples of a device whose gradients are had at once (fewer need less memory)."""
+
+    seed: int | None = None
+    """Of noise and sampling, and to be kept secret, as the run folder's config.json is then (None:
+    64 bits of the operating system's)."""
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent. Raises UserError where nothing is private."""
+        if self.unit == "none":
+            raise UserError("nothing is private in this run: use --privacy.unit example")
+        return Budget(self.epsilon, self.delta, self.unit)
+
+    def check(self) -> None:
+        """Raises UserError for a value that no private run can have."""
+        if self.unit == "none":
+            return
+        noise, quantile, seed = self.noise_multiplier, self.quantile, self.seed
+        bounds = (
+            ("epsilon", self.epsilon, 0 < self.epsilon < math.inf, "more than 0, and finite"),
+            ("delta", self.delta, 0 < self.delta < 1, "more than 0, and below 1"),
+            (
+                "noise-multiplier",
+                noise,
+                noise is None or 0 < noise < math.inf,
+                "more than 0: without noise nothing is private (or None, for what the budget asks)",
+            ),
+            (
+                "clip",
+                self.clip,
+                0 < self.clip < math.inf,
+                "more than 0, and finite: noise hides nobody whose part has no bound",
+            ),
+            ("quantile", quantile, quantile is None or 0 < quantile < 1, "more than 0, below 1"),
+            ("quantile-rate", self.quantile_rate, self.quantile_rate > 0, "more than 0"),
+            ("quantile-noise", self.quantile_noise, self.quantile_noise > 0, "more than 0"),
+            ("microbatch", self.microbatch, self.microbatch >= 1, "1 or more"),
+            ("seed", seed, seed is None or 0 <= seed < 2**64, "0 or more, and below 2^64"),
+        )
+        check_bounds("privacy", bounds)
+
+    def decided(self, units: int, expected: int, steps: int) -> "PrivacyConfig":
+        """With all that was left open: the noise for `steps` steps that draw `expected` of `units`,
+        and a seed. Raises UserError where the budget does not allow it."""
+        plan = self.budget.plan(units, expected, steps, self.noise_multiplier)
+        seed = secrets.randbits(64) if self.seed is None else self.seed
+        return replace(self, noise_multiplier=plan.event.noise_multiplier, seed=seed)
+
+    def plan(self, units: int, expected: int) -> Plan:
+        """Of a config that is `decided`."""
+        assert self.noise_multiplier is not None
+        return self.budget.plan(units, expected, 0, self.noise_multiplier)
+
+    def build(self, one: Synchronous, examples: int, batch: int) -> Private:
+        """The learner of a config that is `decided`, for so many `examples` and so many of them in
+        a mean `batch`."""
+        plan = self.plan(examples, batch)
+        _, microbatches = places(plan.most, self.microbatch, one.mesh)
+        return Private(
+            one,
+            plan.event,
+            plan.expected,
+            microbatches,
+            Clipping(self.clip, self.layers == "apart", self.quantile_of(plan.expected)),
+            self.method,
+            self.seed or 0,
+        )
+
+    def quantile_of(self, expected: float) -> Quantile | None:
+        """How bounds follow the norms of steps with `expected` units in the mean."""
+        if self.quantile is None:
+            return None
+        return Quantile(self.quantile, self.quantile_rate, self.quantile_noise * expected)
