@@ -11,7 +11,9 @@ from research.data import Clients, Cohorts, LabeledArrays
 from research.errors import UserError
 from research.learning import Federated, FederatedConfig, OptimizerConfig, Synchronous
 from research.learning.attack_config import NOBODY
-from research.models import LinearConfig, Specification
+from research.models import LinearConfig, MLPConfig, Specification
+from research.parallel.collectives import KINDS
+from research.parallel.hlo import parse
 from research.parallel.mesh import MeshConfig
 
 FEATURES, CLASSES, CLIENTS, EXAMPLES = 5, 3, 6, 61
@@ -284,9 +286,6 @@ def test_the_compiled_round_sums_what_clients_send_once() -> None:
         ),
         cohorts(config).rows(0, range(CLIENTS)),
     )
-    from research.parallel.collectives import KINDS
-    from research.parallel.hlo import parse
-
     with jax.set_mesh(here.mesh):
         text = here.step.lower(here.abstract_state, batch).compile().as_text()
     sizes = [
@@ -308,6 +307,28 @@ def test_a_width_that_does_not_divide_is_named_with_those_that_do() -> None:
     config = replace(CONFIG, cohort=CLIENTS, plan="chunk", width=4)
     with pytest.raises(UserError, match="does not divide the 6 clients .* use one of 1, 2, 3, 6"):
         build(config, LOCAL, 1)
+
+
+def test_a_local_step_overwrites_what_it_learns() -> None:
+    """By the compiled round: no matrix is copied in the loop over steps, also of those that the
+    backward pass reads."""
+    mesh = MeshConfig(data=1).build(jax.devices()[:1])
+    one = Synchronous(
+        MLPConfig(widths=(16, 16)),
+        Specification((FEATURES,), CLASSES),
+        LOCAL.build(10),
+        LOCAL.learning_rate_schedule(10),
+        mesh,
+        outside=("replica",),
+    )
+    here = CONFIG.build(one, LOCAL, 10, CLIENTS)
+    with jax.set_mesh(mesh):
+        rows = cohorts().rows(0, range(CONFIG.cohort))
+        text = here.step.lower(here.abstract_state, rows).compile().as_text()
+    steps = [visit.instruction for visit in parse(text).visits() if visit.unknown]
+    assert any(each.opcode == "dot" for each in steps)
+    copied = [each.arrays[0].size for each in steps if each.opcode == "copy"]
+    assert max(copied, default=0) < 16 * 16
 
 
 @pytest.mark.parametrize(
