@@ -192,6 +192,8 @@ def _carry_on(
             if is_first():
                 (folder.path / "sample.txt").write_text(text, encoding="utf-8")
         checkpoints.wait()
+        if last == run.steps and is_first():
+            _draw_clients(prepared, folder)
         if account is not None and last == end < run.steps:
             raise RunError(
                 f"{account.in_words(state.ledger)}: step {end + 1} of {run.steps} would cross the "
@@ -292,6 +294,16 @@ def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Pre
         raise
 
 
+def _draw_clients(prepared: Prepared, folder: RunFolder) -> None:
+    """Who has which labels, if there are clients; at the end, where nobody waits for matplotlib."""
+    path = folder.path / "clients.svg"
+    if prepared.federation is None or path.exists():
+        return
+    from research.reporting.clients import client_labels
+
+    client_labels(prepared.federation.train, path)
+
+
 def _introduction(prepared: Prepared, state: State) -> str:
     dataset, mesh = prepared.dataset, prepared.mesh
     one = jax.eval_shape(prepared.learner.parameters, state)
@@ -302,6 +314,11 @@ def _introduction(prepared: Prepared, state: State) -> str:
         where += f" of {count()} processes"
     batches = prepared.batches
     clients = f"; {batches.in_words()}" if isinstance(batches, Cohorts) else ""
+    if clients and mesh.shape["stage"] > 1:
+        clients += (
+            f"; over --mesh.stage {mesh.shape['stage']} they are evaluated all together, so that "
+            "nothing is told of the mean, the deviation and the worst tenth of them"
+        )
     attack, replicas = prepared.experiment.attack, prepared.experiment.exchange.replicas
     if attack.name != "none":
         of = len(batches.clients) if isinstance(batches, Cohorts) else replicas or 1

@@ -41,6 +41,7 @@ def test_rounds_are_resumed_bit_for_bit_and_on_another_mesh(
     assert metrics(whole)[-1]["clients_dropped"] > 0
     clients = json.loads((folder / "clients.json").read_text())
     assert clients["train"]["clients"] == len(clients["train"]["sizes"]) == 13
+    assert "13 clients of" in (folder / "clients.svg").read_text()
 
     other = tmp_path / "other"
     shutil.copytree(folder, other)
