@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def restore(folder: Path, identity: str, step: int, abstract: Tree) -> Tree:
     paths, tree = jax.tree_util.tree_flatten_with_path(abstract)
     if len(paths) != len(reader.leaves):
         raise ValueError(f"it holds {len(reader.leaves)} arrays, and {len(paths)} are wanted")
-    leaves = []
+    leaves: list[Any] = []
     for i, (path, like) in enumerate(paths):
         shape, dtype = reader.leaves[i]
         if shape != tuple(like.shape) or dtype != str(like.dtype):
@@ -144,6 +144,9 @@ def restore(folder: Path, identity: str, step: int, abstract: Tree) -> Tree:
         def part(index: Any, i: int = i, like: Any = like) -> np.ndarray:
             return reader.read(i, _box(index, like.shape))
 
+        if isinstance(like, np.ndarray):
+            leaves.append(reader.read(i, tuple((0, size) for size in shape)))
+            continue
         leaves.append(jax.make_array_from_callback(like.shape, like.sharding, part))
     # What was read lies in memory of the files, which are written to again.
     return jax.block_until_ready(jax.tree_util.tree_unflatten(tree, leaves))
@@ -157,8 +160,8 @@ class _Plan:
         held: list[list[list[Box]]] = [[] for _ in hosts]  # by process and leaf
         for leaf in leaves:
             boxes: list[set[Box]] = [set() for _ in hosts]
-            for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
-                boxes[device.process_index].add(_box(index, leaf.shape))
+            for process, box in _held(leaf):
+                boxes[process].add(box)
             for process, its in enumerate(boxes):
                 held[process].append(sorted(its))
         names = [hashlib.sha256(json.dumps(each).encode()).hexdigest()[:12] for each in held]
@@ -226,12 +229,23 @@ class _Reader:
         return result
 
 
+def _held(leaf: Any) -> Iterator[tuple[int, Box]]:
+    """Which process has which box of an array; one of NumPy is in a process that is alone."""
+    if isinstance(leaf, np.ndarray):
+        yield 0, tuple((0, size) for size in leaf.shape)
+        return
+    for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
+        yield device.process_index, _box(index, leaf.shape)
+
+
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
-def _pieces(leaf: jax.Array, boxes: list[Box]) -> list[np.ndarray]:
+def _pieces(leaf: Any, boxes: list[Box]) -> list[np.ndarray]:
     """The data of this process in the order of `boxes`."""
+    if isinstance(leaf, np.ndarray):
+        return [leaf]
     by_box = {_box(shard.index, leaf.shape): shard.data for shard in leaf.addressable_shards}
     return [np.ascontiguousarray(by_box[box]) for box in boxes]
 

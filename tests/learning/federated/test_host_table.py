@@ -15,6 +15,7 @@ from research.learning import FederatedConfig
 from research.learning.federated.federated import Federated
 from research.learning.federated.host_table import OnHost, fits
 from research.training.checkpoints import Checkpoints
+from research.training.snapshots import Snapshots, restore
 from tests.learning.federated.test_federated import (
     CLASSES,
     CLIENTS,
@@ -75,6 +76,18 @@ def test_rounds_are_resumed_bit_for_bit(
         for step in (2, 3):
             again, _ = then.step(again, made.rows(step, range(config.cohort)))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
+
+
+def test_a_snapshot_in_memory_holds_the_table(tmp_path: Path) -> None:
+    here, made = learner(on_host(DITTO)), cohorts()
+    with jax.set_mesh(here.mesh):
+        state, _ = here.step(here.init(), made.rows(0, range(CONFIG.cohort)))
+        Snapshots(tmp_path, "run", 1).save(1, state)
+        before = jax.device_get(jax.tree.map(np.array, state))
+        here.step(state, made.rows(1, range(CONFIG.cohort)))
+        again = restore(tmp_path, "run", 1, here.abstract_state)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(again.clients))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), before)
 
 
 @pytest.mark.parametrize("table", ["host", "device"])
