@@ -132,6 +132,11 @@ class Experiment:
         self.asynchronous.check(self.data.batch)
         self.federated.check()
         self.ensemble.check(self.mesh, self.optimizer)
+        if self.ensemble.teacher is not None and self.federated.rule != "none":
+            raise UserError(
+                "--ensemble.teacher is not for clients, who learn from labels of their own: leave "
+                "it out, or use --federated.rule none"
+            )
         self.partition.check()
         self.attack.check()
         if self.attack.name != "none" and self.exchange.rule == self.federated.rule == "none":

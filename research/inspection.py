@@ -62,7 +62,7 @@ def batch_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Rows, Loa
     """The batch of a step, what is computed for it, and that it has no clients."""
     specification, batch = experiment.data.specification(), experiment.data.batch
     shape: tuple[int, ...]
-    if experiment.ensemble.rule == "deep":
+    if experiment.ensemble.side_by_side:
         members = rows_of_members(experiment, mesh)
         shape, sharding = (members.count, batch), members.sharding
     else:

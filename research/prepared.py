@@ -6,20 +6,25 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from research.data import (
     Batches,
     Clients,
     Cohorts,
+    Dataset,
     Federation,
     HeldOut,
     LabeledArrays,
     Members,
     PoissonBatches,
     Source,
+    Taught,
     cache_folder,
     evaluated_examples,
     evaluation_batches,
@@ -32,7 +37,6 @@ from research.exchange.privacy import Account
 from research.experiment import Experiment
 from research.learning import (
     Ensemble,
-    EnsembleState,
     Federated,
     Learner,
     Private,
@@ -78,10 +82,10 @@ class Prepared:
         self.experiment = experiment = with_replicas(experiment, self.mesh)
         self.federation: Federation | None = None
         self.batches: Batches | PoissonBatches | Cohorts | Members
-        if experiment.ensemble.rule == "deep":
+        if experiment.ensemble.side_by_side:
             self.rows = rows_of_members(experiment, self.mesh)
             self.evaluated = rows_of_all_members(experiment, self.mesh)
-            self.dataset = experiment.data.load()
+            self.dataset = loaded(experiment)
             self.batches = members(experiment, self.dataset.train)
         elif experiment.privacy.unit == "example":
             self.dataset = experiment.data.load()
@@ -92,7 +96,7 @@ class Prepared:
             self.batches = poisson(experiment, self.dataset.train, self.mesh)
         elif experiment.federated.rule == "none":
             self.rows = self.evaluated = rows_of_batch(experiment, self.mesh)
-            self.dataset = experiment.data.load()
+            self.dataset = loaded(experiment)
             self.batches = Batches(self.dataset.train, self.rows.count, experiment.run.seed)
         else:
             self.rows = rows_of_cohort(experiment, self.mesh)
@@ -103,6 +107,8 @@ class Prepared:
                 self.federation = poisoned(self.federation, byzantine, attack.name, attack.target)
             self.dataset = self.federation.dataset
             self.batches = cohorts(experiment, self.federation, self.mesh)
+        if experiment.ensemble.rule == "snapshot":
+            self.evaluated = rows_of_all_members(experiment, self.mesh)
         self.learner = self._learner()
         self.compiling_seconds = 0.0  # of the step
         self._step: Callable[[State, Any], tuple[State, Any]] | None = None
@@ -209,7 +215,7 @@ class Prepared:
             )
         return metrics
 
-    def answers(self, state: EnsembleState, split: Source) -> Iterable[Answered]:
+    def answers(self, state: State, split: Source) -> Iterable[Answered]:
         """What the members of an ensemble say of a split, batch by batch; of those that learn."""
         limit, evaluated = self.experiment.run.evaluate_batches, self.evaluated
         parts = evaluation_batches(split, evaluated.count, evaluated.own, limit)
@@ -306,6 +312,43 @@ class Restored:
             self.step, self.state = checkpoints.restore(self.learner.abstract_state, warn)
 
 
+def loaded(experiment: Experiment) -> Dataset:
+    """The data of `experiment`; where it has a teacher, with what that says of every training
+    example. Raises UserError for text, which would have a probability a token of the vocabulary."""
+    dataset, teacher = experiment.data.load(), experiment.ensemble.teacher
+    if teacher is None:
+        return dataset
+    if dataset.unit == "tokens":
+        raise UserError(
+            "--ensemble.teacher is not for text, of which every token would have a probability for "
+            "each of the vocabulary: leave it out"
+        )
+    train = Taught(dataset.train, partial(answers_of, Path(teacher), dataset))
+    return replace(dataset, train=train)
+
+
+def answers_of(run: Path, dataset: Dataset) -> np.ndarray:
+    """float32 [examples, classes]: the probabilities of the model or ensemble of `run` for the
+    training examples of `dataset`. Raises UserError where these have other shapes."""
+    teacher = Restored(RunFolder.existing(run))
+    if teacher.specification != dataset.specification:
+        raise UserError(
+            f"{run} was trained on {teacher.data['name']} of {teacher.specification}, and here is "
+            f"{dataset.name} of {dataset.specification}: --ensemble.teacher needs the same"
+        )
+    mesh, made = teacher.mesh, []
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    answer = jax.jit(
+        lambda state, inputs: jax.nn.softmax(teacher.learner.model(state)(inputs)),
+        out_shardings=whole,
+    )
+    rows = Rows.of(whole, EVALUATED)
+    with jax.set_mesh(mesh):
+        for batch in evaluation_batches(dataset.train, rows.count, rows.own):
+            made.append(jax.device_get(answer(teacher.state, rows.place(batch)["inputs"])))
+    return np.concatenate(made)[: len(dataset.train)]
+
+
 def abstract_events(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
     """What a step is told beside its batch, whole on every device."""
     events = learner.events(0)
@@ -325,12 +368,13 @@ def learner(
     steps, exchange = experiment.run.steps, experiment.exchange
     asynchronous, federated = experiment.asynchronous, experiment.federated
     ensemble = experiment.ensemble
+    schedule = ensemble.on(mesh).schedule(experiment.optimizer, steps)
     alone = exchange.rule == asynchronous.rule == federated.rule == ensemble.rule == "none"
     one = Synchronous(
         experiment.model,
         specification,
-        experiment.optimizer.build(steps),
-        experiment.optimizer.learning_rate_schedule(steps),
+        experiment.optimizer.build(steps, schedule),
+        schedule,
         mesh,
         experiment.run.seed,
         experiment.optimizer.microbatches,

@@ -149,6 +149,6 @@ def seats_of(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     devices = mesh.shape["replica"]
     if experiment.federated.rule != "none":
         return experiment.federated.cohort // devices
-    if experiment.ensemble.members is not None:
+    if experiment.ensemble.side_by_side and experiment.ensemble.members is not None:
         return experiment.ensemble.members // devices
     return (experiment.exchange.replicas or devices) // devices

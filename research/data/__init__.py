@@ -23,6 +23,7 @@ from research.data.poisson import PoissonBatches
 from research.data.shift import ImageShift
 from research.data.synthetic import SyntheticConfig
 from research.data.tables import TableConfig
+from research.data.taught import Taught
 from research.data.text import TextConfig, TokenWindows
 from research.data.vocabulary import Vocabulary, vocabulary_from_json
 
@@ -42,6 +43,7 @@ __all__ = [
     "Source",
     "SyntheticConfig",
     "TableConfig",
+    "Taught",
     "TextConfig",
     "TokenWindows",
     "Vocabulary",

@@ -4,8 +4,8 @@
 several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo, elastic averaging.
 `Asynchronous` are workers around a server that takes their gradients as they come, `BackupWorkers`
 those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). `Federated` are
-clients that keep their data (`FederatedConfig`). `Ensemble` is of members that learn alone and
-answer together (`EnsembleConfig`). `Private` bounds and hides what one example does
+clients that keep their data (`FederatedConfig`). `Ensemble`, `Snapshots` and `BatchEnsemble` have
+members that answer together (`EnsembleConfig`). `Private` bounds and hides what one example does
 (`PrivacyConfig`). All are a `Learner`. `cross_entropy` gives every
 loss as (sum, count); `OptimizerConfig` names an optax optimizer and its schedule.
 """
@@ -17,7 +17,15 @@ from research.learning.asynchronous import (
     BackupWorkers,
 )
 from research.learning.attack_config import AttackConfig
-from research.learning.ensemble import Ensemble, EnsembleConfig, EnsembleState
+from research.learning.ensemble import (
+    BatchEnsemble,
+    BatchEnsembleState,
+    Ensemble,
+    EnsembleConfig,
+    EnsembleState,
+    Snapshots,
+    SnapshotState,
+)
 from research.learning.federated import Federated, FederatedConfig, FederatedState
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
@@ -25,9 +33,26 @@ from research.learning.private import PrivacyConfig, Private, PrivateState
 from research.learning.replicated import ExchangeConfig, Replicated, ReplicatedState, Rule
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 
-Learner = Synchronous | Replicated | Asynchronous | BackupWorkers | Federated | Ensemble | Private
+Learner = (
+    Synchronous
+    | Replicated
+    | Asynchronous
+    | BackupWorkers
+    | Federated
+    | Ensemble
+    | Snapshots
+    | BatchEnsemble
+    | Private
+)
 State = (
-    TrainState | ReplicatedState | AsynchronousState | FederatedState | EnsembleState | PrivateState
+    TrainState
+    | ReplicatedState
+    | AsynchronousState
+    | FederatedState
+    | EnsembleState
+    | SnapshotState
+    | BatchEnsembleState
+    | PrivateState
 )
 
 __all__ = [
@@ -36,6 +61,8 @@ __all__ = [
     "AsynchronousState",
     "AttackConfig",
     "BackupWorkers",
+    "BatchEnsemble",
+    "BatchEnsembleState",
     "Ensemble",
     "EnsembleConfig",
     "EnsembleState",
@@ -51,6 +78,8 @@ __all__ = [
     "Replicated",
     "ReplicatedState",
     "Rule",
+    "SnapshotState",
+    "Snapshots",
     "State",
     "StepMetrics",
     "Synchronous",

@@ -22,14 +22,18 @@ class Totals(NamedTuple):
 
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None = None,
+    soft: jax.Array | None = None,
 ) -> Totals:
     """Cross-entropy of `logits` [batch, ..., classes] (float32) against `targets` [batch, ...].
 
     `weights` [batch] counts each example (and all its tokens) that many times; None counts each
-    once.
+    once. With the probabilities `soft` [batch, ..., classes] of a teacher the loss is against those
+    (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, at temperature 1).
     """
-    return Totals(*(jnp.sum(term) for term in _terms(logits, targets, weights)))
+    return Totals(*(jnp.sum(term) for term in _terms(logits, targets, weights, soft)))
 
 
 def cross_entropies(
@@ -41,7 +45,10 @@ def cross_entropies(
 
 
 def _terms(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array | None
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None,
+    soft: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What is summed, [batch, ...] each."""
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -50,7 +57,8 @@ def _terms(
     # A masked sum, not a gather: its gradient is elementwise, and a vocabulary split over devices
     # stays split.
     chosen = targets[..., None] == jnp.arange(logits.shape[-1])
-    losses = log_normalizer - jnp.sum(jnp.where(chosen, shifted, 0.0), axis=-1)
+    wanted = jnp.where(chosen, shifted, 0.0) if soft is None else soft * shifted
+    losses = log_normalizer - jnp.sum(wanted, axis=-1)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     each = jnp.ones((targets.shape[0],), jnp.float32) if weights is None else weights
     each = jnp.broadcast_to(each.reshape((-1,) + (1,) * (targets.ndim - 1)), targets.shape)

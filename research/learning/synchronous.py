@@ -274,7 +274,8 @@ def of_number(key: jax.Array, number: int | jax.Array) -> jax.Array:
 
 
 def _totals(model: Model, batch: Batch, train: bool = False) -> tuple[Totals, Extras]:
-    """Of `batch`: `inputs` and `targets`, `keys` to train, `weights` where not all rows count."""
+    """Of `batch`: `inputs` and `targets`, `keys` to train, `weights` where not all rows count, and
+    `soft` where a teacher says what is wanted."""
     logits, extras = model.forward(batch["inputs"], train=train, keys=batch.get("keys"))
     targets = model.arrange(batch["targets"])
-    return cross_entropy(logits, targets, batch.get("weights")), extras
+    return cross_entropy(logits, targets, batch.get("weights"), batch.get("soft")), extras

@@ -31,7 +31,14 @@ from typing import Any
 
 import jax
 
-from research.learning import Asynchronous, Ensemble, Federated, Replicated
+from research.learning import (
+    Asynchronous,
+    BatchEnsemble,
+    Ensemble,
+    Federated,
+    Replicated,
+    Snapshots,
+)
 from research.learning.federated.algorithm import Server
 from research.models import TransformerConfig
 from research.models.dispatch import capacity_of
@@ -69,12 +76,12 @@ def expected(step: Step) -> list[Expected]:
         seats = step.replicas.replicas.seats
         rows = [replace(row, wire=seats * row.wire) for row in rows]
         rows += _exchanges(step.replicas)
-    if isinstance(step.server, Asynchronous):
+    if isinstance(step.server, Asynchronous | Snapshots):
         rows.append(_fetched(step))
     return [row for row in rows if row.wire > 0]
 
 
-def _exchanges(replicas: Replicated | Ensemble) -> Iterator[Expected]:
+def _exchanges(replicas: Replicated | Ensemble | BatchEnsemble) -> Iterator[Expected]:
     """What the rule states, of a step that has all of it."""
     for _, messages in replicas.sendings():
         for message in messages:

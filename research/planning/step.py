@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from research.learning import (
     Asynchronous,
     BackupWorkers,
+    BatchEnsemble,
     Ensemble,
     Federated,
     Learner,
     Replicated,
+    Snapshots,
     Synchronous,
 )
 from research.models.model import LAYERS
@@ -38,9 +40,9 @@ class Step:
     batch: int  # rows of a replica or member, over all devices
     pipeline: PipelineConfig
     platform: str
-    replicas: Replicated | Ensemble | None = None
+    replicas: Replicated | Ensemble | BatchEnsemble | None = None
     """Around the learner, where there are several; all else here is about one of them."""
-    server: Asynchronous | BackupWorkers | None = None
+    server: Asynchronous | BackupWorkers | Snapshots | None = None
     """Around the learner, where there is one."""
     clients: Federated | None = None
     """Around the learner, where they keep their data; all else here is about one of their steps."""
@@ -58,9 +60,9 @@ class Step:
         if isinstance(learner, Replicated):
             rows = batch // learner.replicas.count
             return cls(learner.one, model, rows, pipeline, platform, replicas=learner)
-        if isinstance(learner, Ensemble):
+        if isinstance(learner, Ensemble | BatchEnsemble):
             return cls(learner.one, model, batch, pipeline, platform, replicas=learner)
-        if isinstance(learner, Asynchronous | BackupWorkers):
+        if isinstance(learner, Asynchronous | BackupWorkers | Snapshots):
             return cls(learner.one, model, batch, pipeline, platform, server=learner)
         if isinstance(learner, Federated):
             return cls(learner.one, model, batch, pipeline, platform, clients=learner)

@@ -147,6 +147,13 @@ MEMBERS_ON = {
     "replica2-data2-fsdp2": Place(MeshConfig(replica=2, data=2, fsdp=2), 2, microbatches=2),
 }
 
+# Where members never talk, every place tells something; where they do, these two.
+ENSEMBLES = {
+    "deep": tuple(MEMBERS_ON),
+    "batch": ("replica4-tensor2", "replica4-fsdp2-two-a-device"),
+    "snapshot": ("replica4-tensor2",),
+}
+
 # 65 characters divide over no mesh axis here, and neither do 341 hidden units.
 TEXT = Specification(shape=(16,), classes=65)
 IMAGES = Specification(shape=(8, 8, 3), classes=10)
@@ -291,9 +298,10 @@ class Run:
         if ensemble is not None:
             ensemble = ensemble.on(self.mesh)
             self.learner = ensemble.build(one, case.optimizer, 100, case.model)
-            self.rows = (self.learner.count, case.batch // self.learner.count)
             axes = tuple(a for a in ("data", "fsdp") if self.mesh.shape[a] > 1)
-            self.sharding = NamedSharding(self.mesh, P("replica", axes))
+            if ensemble.side_by_side:
+                self.rows = (self.learner.count, case.batch // self.learner.count)
+                self.sharding = NamedSharding(self.mesh, P("replica", axes))
             self.evaluated = NamedSharding(self.mesh, P(axes))
 
     def init(self) -> Any:
@@ -459,10 +467,11 @@ def workers(request: pytest.FixtureRequest) -> Workers:
 class Members(NamedTuple):
     """An ensemble at a place."""
 
+    rule: Any
     place: Place
     case: Case
 
-    def run(self, mesh: MeshConfig | None = None, **settings: Any) -> "Run":
+    def run(self, mesh: MeshConfig | None = None) -> "Run":
         """On the place's mesh, or on another one."""
         mesh = mesh or self.place.mesh
         return Run(
@@ -470,14 +479,16 @@ class Members(NamedTuple):
             mesh,
             mesh.named_devices,
             microbatches=self.place.microbatches,
-            ensemble=EnsembleConfig("deep", members=self.place.replicas, **settings),
+            ensemble=EnsembleConfig(self.rule, members=self.place.replicas),
         )
 
 
-@pytest.fixture(params=MEMBERS_ON)
+@pytest.fixture(
+    params=[(rule, place) for rule in ENSEMBLES for place in ENSEMBLES[rule]], ids="-".join
+)
 def members(request: pytest.FixtureRequest) -> Members:
-    place = MEMBERS_ON[request.param]
-    return Members(place, SMALL[place.model])
+    rule, place = request.param[0], MEMBERS_ON[request.param[1]]
+    return Members(rule, place, SMALL[place.model])
 
 
 @pytest.fixture

@@ -137,12 +137,21 @@ def test_a_simulated_server_moves_a_gradient_and_a_fetched_copy(
 
 
 def test_members_send_each_other_nothing_but_an_answer(members: Any) -> None:
-    """A step has no message over `replica`, not a scalar; a prediction has one, an all-gather."""
+    """A step has no message over `replica`, not a scalar, but for members that share weights or
+    are of one run; a prediction has one, an all-gather."""
     here = members.run()
-    step = step_of(here)
-    assert not over_replica(step, here.mesh)
-    alone = here.mesh.size == here.mesh.shape["replica"]
-    assert alone == (not collectives_of(step))  # members of one device send nothing at all
+    if members.rule == "deep":
+        step = step_of(here)
+        assert not over_replica(step, here.mesh)
+        alone = here.mesh.size == here.mesh.shape["replica"]
+        assert alone == (not collectives_of(step))  # members of one device send nothing at all
+    elif members.rule == "batch":
+        assert_sends_what_is_stated(here)
+    else:  # the parameters of what learns, and their gradients
+        flat = members.run(MeshConfig(replica=4, data=1))
+        parameters = jax.tree.leaves(flat.learner.one.abstract_state.parameters)
+        wanted = {("all-reduce", "float32", 4, False): 2 * sum(leaf.size for leaf in parameters)}
+        assert sent_over_replica(step_of(flat), flat.mesh) == wanted
     rows = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here.evaluated)
         for name, leaf in here.case.batches(1)[0].items()

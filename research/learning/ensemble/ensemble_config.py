@@ -3,16 +3,21 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import optax
 from jax.sharding import Mesh
 
 from research.configuration import check_bounds, multiples_near
 from research.data.outside import Outside
 from research.errors import UserError
+from research.learning.ensemble.batch_ensemble import BatchEnsemble
 from research.learning.ensemble.combination import Rule, combination
 from research.learning.ensemble.ensemble import Ensemble
+from research.learning.ensemble.snapshots import Snapshots, restarts
 from research.learning.ensemble.traits import traits
 from research.learning.optimizer import OptimizerConfig
+from research.learning.replicated.replicated import Plan
 from research.learning.synchronous import Synchronous
+from research.models import CNNConfig, LinearConfig, MLPConfig, ResNetConfig
 from research.parallel.mesh import MeshConfig
 
 
@@ -20,9 +25,10 @@ from research.parallel.mesh import MeshConfig
 class EnsembleConfig:
     """Members that learn alone and answer together."""
 
-    rule: Literal["none", "deep"] = "none"
+    rule: Literal["none", "deep", "snapshot", "batch"] = "none"
     """deep: members learn side by side, each from a start of its own and on batches of its own, of
-    --data.batch examples; none: there is one model."""
+    --data.batch examples; snapshot: they are what one run passes, at a rate that falls once for
+    each; batch: they are of rank one around weights that all share; none: there is one model."""
 
     members: int | None = None
     """M, a multiple of --mesh.replica (None: as many)."""
@@ -33,6 +39,10 @@ class EnsembleConfig:
 
     combination: Rule = "mean"
     """Of the members' probabilities: their mean, their geometric mean, or votes."""
+
+    teacher: str | None = None
+    """Run folder, such as an ensemble's, whose probabilities are learned in the place of labels, by
+    one model or by members (None: labels are). Not for text."""
 
     learning_rates: tuple[float, ...] = ()
     """Of each member, in the place of --optimizer.learning-rate (empty: the same for all)."""
@@ -71,15 +81,26 @@ class EnsembleConfig:
             if not all(0 <= value < most for value in each):
                 wanted = "0 or more, and below 1" if name == "dropout" else "0 or more, and finite"
                 raise UserError(f"{flag} {' '.join(map(str, each))} must be {wanted}")
+        given = [name for name, each in self._given().items() if each]
+        if given and self.rule not in ("none", "deep"):
+            raise UserError(
+                f"members of --ensemble.rule {self.rule} share their {given[0].replace('_', ' ')}: "
+                f"leave out --ensemble.{given[0].replace('_', '-')}s, or use --ensemble.rule deep"
+            )
         if self.learning_rates and optimizer.learning_rate <= 0:
             raise UserError(
                 "--ensemble.learning-rates follow the schedule of --optimizer.learning-rate "
                 f"{optimizer.learning_rate}, which must be more than 0"
             )
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether a step has a batch of every member."""
+        return self.rule in ("deep", "batch")
+
     def plans(self) -> "dict[str, EnsembleConfig]":
         """Of plan `auto` what is tried, by name; of another one nothing."""
-        if self.plan != "auto":
+        if self.plan != "auto" or self.rule == "snapshot":  # of which one learns at a time
             return {}
         return {"scan": replace(self, plan="scan"), "vmap": replace(self, plan="vmap")}
 
@@ -97,18 +118,36 @@ class EnsembleConfig:
             )
         return replace(self, members=count)
 
+    def schedule(self, optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
+        """The learning rate of a step, for a run of `steps` steps."""
+        if self.rule == "snapshot":
+            return restarts(optimizer.learning_rate, steps, self.members or 1)
+        return optimizer.learning_rate_schedule(steps)
+
     def build(
         self, one: Synchronous, optimizer: OptimizerConfig, steps: int, model: Any
-    ) -> Ensemble:
+    ) -> Ensemble | Snapshots | BatchEnsemble:
         """The learner around `one`, which is how a member alone learns `model` in so many `steps`;
-        `members` are known (see `on`)."""
+        `members` are known (see `on`). Raises UserError for what does not fit `model`."""
         assert self.members is not None
+        plan: Plan = "scan" if self.plan == "auto" else self.plan  # nothing was measured
+        rule = combination(self.combination)
+        if self.rule == "snapshot":
+            return Snapshots(one, self.members, steps, rule)
+        if self.rule == "batch":
+            if not isinstance(model, MLPConfig | CNNConfig | ResNetConfig | LinearConfig):
+                raise UserError(
+                    "--ensemble.rule batch makes members of matrices, not of what else a "
+                    f"{type(model).__name__} has: use MLPConfig, CNNConfig or ResNetConfig, or "
+                    "--ensemble.rule deep"
+                )
+            return BatchEnsemble(one, self.members, plan, rule)
         return Ensemble(
             one,
             self.members,
-            "scan" if self.plan == "auto" else self.plan,  # nothing was measured
+            plan,
             traits(self._given(), optimizer, steps, model) if any(self._given().values()) else None,
-            combination(self.combination),
+            rule,
         )
 
     def _given(self) -> dict[str, tuple[float, ...]]:
