@@ -147,10 +147,10 @@ MEMBERS_ON = {
     "replica2-data2-fsdp2": Place(MeshConfig(replica=2, data=2, fsdp=2), 2, microbatches=2),
 }
 
-# Where members never talk, every place tells something; where they do, these two.
+# Where members never talk, every place tells something; where they do, one.
 ENSEMBLES = {
     "deep": tuple(MEMBERS_ON),
-    "batch": ("replica4-tensor2", "replica4-fsdp2-two-a-device"),
+    "batch": ("replica4-fsdp2-two-a-device",),
     "snapshot": ("replica4-tensor2",),
 }
 

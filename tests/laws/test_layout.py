@@ -266,7 +266,8 @@ def test_members_learn_on_a_mesh_what_they_learn_on_one_device(members: Any) -> 
     initial = alone.init()
     here = members.run()
     for leaf, other in zip(*map(jax.tree.leaves, (here.init(), initial)), strict=True):
-        np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-9)
+        # The draws are the same bits; near 0 the functions that shape them cancel.
+        np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-7)
     trace = alone.trace(initial)
     assert_equal_traces(here.trace(initial), trace)
     mine, its = (jax.device_get(run.state) for run in (here, alone))
