@@ -21,6 +21,7 @@ from research.data import (
 )
 from research.errors import UserError
 from research.learning import (
+    AggregationConfig,
     AsynchronousConfig,
     AttackConfig,
     EnsembleConfig,
@@ -42,6 +43,7 @@ from research.parallel.schedules import PipelineConfig
 from research.training import RunConfig
 
 __all__ = [
+    "AggregationConfig",
     "AsynchronousConfig",
     "AttackConfig",
     "CNNConfig",

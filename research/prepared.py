@@ -274,6 +274,7 @@ def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.M
         federated.stragglers,
         mesh.shape["replica"],
         federated.straggling == "partial",
+        federated.steps,
     )
 
 

@@ -37,12 +37,13 @@ class Cohorts:
         stragglers: float = 0.0,
         devices: int = 1,
         waiting: bool = True,
+        most: int | None = None,
     ):
         """`cohort` clients a round, who go `epochs` times through their examples in batches of
-        `batch` (None: of all they have). The share `failing` of them does not answer. The share
-        `stragglers` of a round, rounded, does only a part of its epochs, drawn from 1 to all, and
-        without `waiting` does not answer either. Clients lie on `devices` so that each has about as
-        much to do.
+        `batch` (None: of all they have), and stop after `most` steps (None: never). The share
+        `failing` of them does not answer. The share `stragglers` of a round, rounded, does only a
+        part of its epochs, drawn from 1 to all, and without `waiting` does not answer either.
+        Clients lie on `devices` so that each has about as much to do.
 
         Raises UserError for a cohort that the population cannot make; `devices` divide it.
         """
@@ -58,17 +59,19 @@ class Cohorts:
         self._sampling, self._failing, self._stragglers = sampling, failing, stragglers
         self._devices, self._waiting = devices, waiting
         self._per_epoch = -(-clients.sizes // self.batch)  # [population] steps
-        self.steps = int(self._per_epoch.max()) * epochs
+        self._taken = np.minimum(self._per_epoch * epochs, most or np.inf).astype(np.int64)
+        self.steps = int(self._taken.max())  # of a round
 
     @property
     def examples(self) -> int:
         """That a mean round goes through."""
-        return round(self.cohort * self.clients.sizes.mean() * self.epochs)
+        each = np.minimum(self.clients.sizes * self.epochs, self._taken * self.batch)
+        return round(self.cohort * each.mean())
 
     @property
     def mean_steps(self) -> float:
         """That a client takes in a round, in the mean over the population."""
-        return float(self._per_epoch.mean() * self.epochs)
+        return float(self._taken.mean())
 
     def members(self, step: int) -> np.ndarray:
         """int64 [cohort]: the clients of a round (from 0), in the order of rows: those of a device
@@ -97,7 +100,7 @@ class Cohorts:
         """As `rows`, those `clients` in their order, with all their examples once."""
         draws = Draws(self.seed)
         shuffles = (draws.at(ONCE, 0, client) for client in clients)
-        read = self._read(clients, [1] * len(clients), shuffles, self.steps // self.epochs)
+        read = self._read(clients, [1] * len(clients), shuffles, int(self._per_epoch.max()))
         return read | {"present": np.ones(len(clients), bool)}
 
     def _read(
@@ -107,9 +110,10 @@ class Cohorts:
         shuffles: Iterable[np.random.Generator],
         most: int,
     ) -> Example:
-        """[members, most steps, batch, ...], with so many `epochs` of each, shuffled by its
-        own of `shuffles`, which are taken one after another."""
-        shape = (len(members), most, self.batch)
+        """[members, most steps, batch, ...], with so many `epochs` of each, or their first steps,
+        shuffled by its own of `shuffles`, which are taken one after another."""
+        whole = max(most, int(self._per_epoch.max()) * max(epochs))
+        shape = (len(members), whole, self.batch)
         indexes, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         steps = np.zeros(len(members), np.int32)
         for row, (client, draw) in enumerate(zip(members, shuffles, strict=True)):
@@ -119,8 +123,10 @@ class Cohorts:
                 first = epoch * each * self.batch
                 indexes[row].reshape(-1)[first : first + len(own)] = draw.permutation(own)
                 weights[row].reshape(-1)[first : first + len(own)] = 1
-            steps[row] = epochs[row] * each
+            steps[row] = min(epochs[row] * each, most)
+        indexes, weights = indexes[:, :most], weights[:, :most]
         examples = read_rows(self.source, indexes.reshape(-1))
+        shape = indexes.shape
         read = {name: leaf.reshape(*shape, *leaf.shape[1:]) for name, leaf in examples.items()}
         return {
             **read,
@@ -140,12 +146,12 @@ class Cohorts:
     @property
     def filling(self) -> float:
         """The share of all places for examples that only fills up, over the population."""
-        used = self.clients.sizes.sum() * self.epochs
+        used = np.minimum(self.clients.sizes * self.epochs, self._taken * self.batch).sum()
         return float(1 - used / (len(self.clients) * self.steps * self.batch))
 
     def imbalance(self, step: int) -> float:
         """Local steps of the busiest device in a round, over those of the mean device."""
-        steps = self._per_epoch[self.members(step)].reshape(self._devices, -1).sum(axis=1)
+        steps = self._taken[self.members(step)].reshape(self._devices, -1).sum(axis=1)
         return float(steps.max() / steps.mean())
 
     def in_words(self) -> str:
@@ -180,11 +186,11 @@ class Cohorts:
         places = self.cohort // self._devices
         devices: list[list[int]] = [[] for _ in range(self._devices)]
         busy = np.zeros(self._devices)
-        for client in chosen[np.argsort(-self._per_epoch[chosen], kind="stable")]:
+        for client in chosen[np.argsort(-self._taken[chosen], kind="stable")]:
             free = [d for d, members in enumerate(devices) if len(members) < places]
             device = min(free, key=lambda d: busy[d])
             devices[device].append(int(client))
-            busy[device] += self._per_epoch[client]
+            busy[device] += self._taken[client]
         return np.array([client for members in devices for client in members])
 
     def _fails(self, draws: "Draws", step: int, client: int) -> bool:

@@ -27,6 +27,7 @@ from research.learning.ensemble import (
     SnapshotState,
 )
 from research.learning.federated import Federated, FederatedConfig, FederatedState
+from research.learning.federated.aggregation_config import AggregationConfig
 from research.learning.objective import Totals, cross_entropy
 from research.learning.optimizer import OptimizerConfig
 from research.learning.private import PrivacyConfig, Private, PrivateState
@@ -56,6 +57,7 @@ State = (
 )
 
 __all__ = [
+    "AggregationConfig",
     "Asynchronous",
     "AsynchronousConfig",
     "AsynchronousState",

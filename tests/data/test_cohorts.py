@@ -39,6 +39,25 @@ def test_a_client_goes_through_its_examples_once_an_epoch() -> None:
     assert any(seen(rows, row) != sorted(seen(rows, row)) for row in range(6))
 
 
+def test_a_client_may_stop_before_the_end_of_an_epoch() -> None:
+    """2 steps of 4: 3, 8, 1, 8, 5 and 4 examples, other ones in every round."""
+    reader = cohorts(cohort=6, most=2)
+    rows = [reader.rows(step, range(6)) for step in (0, 1)]
+    assert rows[0]["inputs"].shape == (6, 2, 4, 1) and reader.steps == 2
+    for row, client in enumerate(rows[0]["client"]):
+        examples = seen(rows[0], row)
+        assert len(set(examples)) == min(SIZES[client], 8) == rows[0]["weights"][row].sum()
+        assert (client == OWNERS[examples]).all()
+        assert rows[0]["steps"][row] == min(-(-SIZES[client] // 4), 2)
+        assert rows[0]["examples"][row] == SIZES[client]
+    largest = rows[0]["client"].tolist().index(3)
+    assert seen(rows[0], largest) != seen(rows[1], largest)
+    assert reader.examples == 29 and reader.mean_steps == 9 / 6
+    np.testing.assert_array_equal(
+        reader.once(np.array([3]))["inputs"], cohorts(6).once(np.array([3]))["inputs"]
+    )
+
+
 def test_without_a_batch_all_examples_are_one() -> None:
     rows = cohorts(cohort=6, batch=None).rows(0, range(6))
     assert rows["inputs"].shape == (6, 1, 12, 1)

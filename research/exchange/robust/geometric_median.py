@@ -21,8 +21,8 @@ from research.exchange.robust.coordinates import median
 from research.exchange.updates import squared_to, weighted
 
 Tree = Any
-STEPS = 16
-"""T: after so many, v is within a few thousandths of the spread of the updates."""
+STEPS = 8
+"""T: after so many, v is within a hundredth of the spread of the updates."""
 SMOOTHING = 1e-6
 """ν: no distance counts as a smaller one."""
 

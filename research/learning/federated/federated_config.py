@@ -77,6 +77,10 @@ class FederatedConfig:
     epochs: int = 1
     """E: how often a client goes through its examples in a round (fedsgd: once)."""
 
+    steps: int | None = None
+    """Local steps after which a client stops in a round, by batches of another shuffle in each
+    (None: after its epochs)."""
+
     weighting: Literal["examples", "uniform"] = "examples"
     """What a client weighs in the mean: its examples, or as much as any other."""
 
@@ -160,6 +164,7 @@ class FederatedConfig:
         bounds = (
             ("cohort", self.cohort, self.cohort >= 1, "1 or more"),
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
+            ("steps", self.steps, self.steps is None or self.steps >= 1, "1 or more, or None"),
             ("mu", self.mu, self.mu >= 0, "0 or more"),
             ("pull", self.pull, self.pull >= 0, "0 or more"),
             ("search", self.search, self.search >= 1, "1 or more"),
@@ -193,6 +198,11 @@ class FederatedConfig:
             raise UserError(
                 f"--federated.minimum {self.minimum} clients cannot answer of a cohort of "
                 f"{self.cohort}{without}: use {way_out}"
+            )
+        if self.steps is not None and self.rule in ("ifca", "q_fedavg", "agnostic"):
+            raise UserError(
+                f"clients of {self.rule} tell their loss over all they have, of which --federated."
+                f"steps {self.steps} leaves some out: use --federated.steps None"
             )
         self.aggregation.check(self.cohort)
         check_chain(self.aggregation.stages(), self.sampling, self.weighting)
