@@ -27,6 +27,7 @@ from research.learning.federated.ifca import ifca
 from research.learning.federated.mimelite import mimelite
 from research.learning.federated.parts import own_paths, part
 from research.learning.federated.pfedme import pfedme
+from research.learning.federated.plans import Plan, tried, width_of
 from research.learning.federated.q_fedavg import q_fedavg
 from research.learning.federated.scaffold import scaffold
 from research.learning.federated.state import Population
@@ -145,7 +146,7 @@ class FederatedConfig:
     minimum: int = 1
     """Clients without whose answers a round ends the run."""
 
-    plan: Literal["scan", "vmap", "chunk", "auto"] = "scan"
+    plan: Plan = "scan"
     """How the clients of one device are computed: one after another, side by side, or so many of
     them side by side at a time (--federated.width); auto takes the fastest, by a few rounds of each
     before the run."""
@@ -218,12 +219,10 @@ class FederatedConfig:
         another one nothing."""
         if self.plan != "auto":
             return {}
-        tried = {"scan": replace(self, plan="scan", width=None)}
-        if groups := _divisors(here)[1:-1]:
-            width = self.width or _about_ten(groups)
-            chunk = replace(self, plan="chunk", width=width)
-            tried[f"chunk --federated.width {width}"] = chunk
-        return tried | {"vmap": replace(self, plan="vmap", width=None)}
+        return {
+            name: replace(self, plan=plan, width=width)
+            for name, (plan, width) in tried(self.width, here).items()
+        }
 
     def build(
         self,
@@ -249,7 +248,7 @@ class FederatedConfig:
             local.learning_rate_schedule(rounds),
             local.learning_rate,
             Population(population, self.cohort, self.minimum),
-            self._width_of(self.cohort // one.mesh.shape["replica"]),
+            width_of(self.plan, self.width, self.cohort // one.mesh.shape["replica"]),
             self.weighting == "uniform",
             self.fine_tuning,
             Aggregation(tuple(self.aggregation.stages(hostile)), one.seed),
@@ -268,18 +267,6 @@ class FederatedConfig:
                 "over --mesh.replica, or launch one process"
             )
         return OnHost(*arguments)
-
-    def _width_of(self, here: int) -> int:
-        """Of `here` clients of a device, how many are side by side (auto: nothing was measured)."""
-        if self.plan != "chunk":
-            return here if self.plan == "vmap" else 1
-        width = min(self.width or _about_ten(_divisors(here)), here)
-        if here % width:
-            raise UserError(
-                f"--federated.width {width} does not divide the {here} clients of a device: "
-                f"use one of {', '.join(map(str, _divisors(here)))}"
-            )
-        return width
 
     def _check_local(self, local: OptimizerConfig) -> None:
         """That clients take steps of the kind that the equations are about."""
@@ -327,11 +314,3 @@ class FederatedConfig:
         if self.rule == "agnostic":
             return agnostic(server, self.ascent, population)
         return fedavg(server)
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _about_ten(widths: list[int]) -> int:
-    return min(widths, key=lambda width: abs(width - 10))

@@ -12,6 +12,7 @@ table lies in one process.
 """
 
 import math
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ class OnHost(Federated):
     def _begun(self, init: Callable[[], FederatedState]) -> FederatedState:
         """All rows are alike."""
         state = init()
-        begun = self._with_table(state, np.zeros)
+        begun = self._with_table(state, zeros)
         for table, rows in zip(
             jax.tree.leaves(begun.clients), jax.tree.leaves(state.clients), strict=True
         ):
@@ -100,6 +101,16 @@ class OnHost(Federated):
         self, function: Callable[..., Any], state: FederatedState, batch: Batch
     ) -> Any:
         return function(state._replace(clients=()), batch)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """As NumPy's, in small pages: of large ones, which it would ask for, a row takes up a whole
+    one."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def fits(table: Tree) -> bool:

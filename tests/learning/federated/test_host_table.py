@@ -13,7 +13,7 @@ import pytest
 from research.errors import UserError
 from research.learning import FederatedConfig
 from research.learning.federated.federated import Federated
-from research.learning.federated.host_table import OnHost, fits
+from research.learning.federated.host_table import OnHost, fits, zeros
 from research.training.checkpoints import Checkpoints
 from research.training.snapshots import Snapshots, restore
 from tests.learning.federated.test_federated import (
@@ -123,6 +123,16 @@ def test_a_table_that_begins_with_zeros_is_not_touched() -> None:
         assert resident() - before < 3 * 10**8
     moved = np.flatnonzero(table[0].reshape(10**7, -1)[:CLIENTS].any(axis=1))
     np.testing.assert_array_equal(moved, np.sort(rows["client"]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells memory by Linux's /proc")
+def test_a_row_takes_no_more_memory_than_it_has() -> None:
+    """Not a page of 2 MB, wherever a client's row is."""
+    before = resident()
+    table = zeros((4000, 128, 128), np.float32)
+    table[::100] = 1
+    assert 40 * 2**16 <= resident() - before < 40 * 2**19
+    assert table.sum() == 40 * 128 * 128
 
 
 def test_what_clients_keep_begins_with_given_parameters() -> None:
