@@ -265,6 +265,7 @@ def _end_with_traceback(
 
 
 _barriers: dict[str, int] = {}
+_gatherings: dict[str, int] = {}
 
 
 def barrier(name: str, seconds: float = 600.0) -> None:
@@ -303,14 +304,15 @@ def compile_together(lowered: Any) -> Any:
 
 
 def gathered(name: str, value: str) -> list[str]:
-    """Every process's `value`, in their order; `name` is used once in a run."""
+    """Every process's `value`, in their order; all have to call it, as often with each `name`."""
     joined = rendezvous()
     if joined is None:
         return [value]
-    joined.client.key_value_set(f"research/gathered/{name}/{index()}", value)
+    _gatherings[name] = _gatherings.get(name, 0) + 1  # a key may be set only once
+    key = f"research/gathered/{name}/{_gatherings[name]}"
+    joined.client.key_value_set(f"{key}/{index()}", value)
     return [
-        joined.client.blocking_key_value_get(f"research/gathered/{name}/{other}", 600_000)
-        for other in range(count())
+        joined.client.blocking_key_value_get(f"{key}/{other}", 600_000) for other in range(count())
     ]
 
 

@@ -1,8 +1,9 @@
 """Checkpoints by Orbax: asynchronous, atomic, restored onto any mesh.
 
 A save copies the arrays to the host, and writes them while training goes on; the folder gets its
-name only when every file of every process is there. So a crash at any moment leaves the checkpoints
-before it whole, and a half-written one is never taken for a checkpoint.
+name only when every file of every process is there, and their digests. So a crash at any moment
+leaves the checkpoints before it whole, and neither a half-written one nor one that has changed
+since is ever taken for a checkpoint.
 """
 
 import errno
@@ -19,7 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from research.errors import RunError, UserError
 from research.models.model import LAYERS
+from research.parallel import processes
 from research.parallel.processes import is_first
+from research.training import digests
 
 Tree = Any
 Shape = tuple[int, ...]
@@ -38,8 +41,12 @@ class Checkpoints:
         _write_small_arrays_whole()
         self.folder = folder
         self._unreadable: list[int] = []
+        self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True
+            max_to_keep=keep,
+            keep_period=keep_every,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -68,6 +75,7 @@ class Checkpoints:
         def save() -> None:
             self._manager.wait_until_finished()
             self._check_space(step, state)
+            self._saving = step
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
         self._named(save, step)
@@ -96,6 +104,7 @@ class Checkpoints:
             )
         for step in steps:
             try:
+                self._check_digests(step, report)
                 saved = self._check_same_tree(step, abstract)
                 as_saved = _with_shapes(abstract, saved)
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(as_saved))
@@ -115,6 +124,25 @@ class Checkpoints:
             f"none of the checkpoints {', '.join(map(str, steps))} in {self.folder} can be read: "
             "restore the folder from a copy, or start anew with `research train`"
         )
+
+    def _write_digests(self) -> None:
+        """Orbax calls this on process 0, when all files are there and the name is not."""
+        for unnamed in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            digests.write(unnamed)
+
+    def _check_digests(self, step: int, report: Callable[[str], None]) -> None:
+        """Raises Damaged, on all processes, where one finds a file that is not what was saved; each
+        reads its part of them."""
+        verdict = "whole"
+        try:
+            part = processes.index(), processes.count()
+            if not digests.check(self.folder / str(step), *part):
+                report(f"checkpoint {step} has no {digests.NAME}: it is read as it is")
+        except (digests.Damaged, OSError) as error:
+            verdict = str(error)
+        for each in processes.gathered("digests", verdict):
+            if each != "whole":
+                raise digests.Damaged(each)
 
     def _check_same_tree(self, step: int, abstract: Tree) -> dict[str, Shape]:
         """The shapes of the checkpoint's arrays by name.

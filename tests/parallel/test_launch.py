@@ -46,6 +46,9 @@ AGREE = (
 assert float(total(numbers)) == sum(range(processes.count()))
 processes.barrier("same name twice")
 processes.barrier("same name twice")
+for turn in "ab":
+    everyone = [f"{turn} {each}" for each in range(processes.count())]
+    assert processes.gathered("same name twice", f"{turn} {index}") == everyone
 
 # Hosts that run ahead of each other, as asynchronous dispatch lets them: no collective in between.
 rng = random.Random(index)

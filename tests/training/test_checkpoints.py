@@ -1,5 +1,8 @@
 """Checkpoints: onto another mesh, past damage, and of which model."""
 
+import contextlib
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.errors import UserError
 from research.parallel.mesh import MeshConfig
 from research.training.checkpoints import Checkpoints
+from research.training.digests import Damaged, check
 
 VALUES = np.arange(64, dtype=np.float32).reshape(8, 8)
 
@@ -88,6 +92,73 @@ def test_damaged_checkpoints_are_passed_over_and_then_replaced(tmp_path: Path) -
     assert again.restore(wanted, told.append)[0] == 4
     again.close()
     assert len(told) == 2
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "default").rglob("*") if path.is_file())
+
+
+def test_digests_are_of_every_file_of_the_arrays(tmp_path: Path) -> None:
+    """As `sha256sum` tells them."""
+    save(tmp_path, 4)
+    told = json.loads((tmp_path / "4" / "digests.json").read_text())["sha256"]
+    files = files_of(tmp_path / "4")
+    assert {tmp_path / "4" / name for name in told} == set(files) and len(files) > 3
+    listed = subprocess.run(["sha256sum", *files], capture_output=True, text=True, check=True)
+    by_name = {Path(line[66:]): line[:64] for line in listed.stdout.splitlines()}
+    assert by_name == {tmp_path / "4" / name: digest for name, digest in told.items()}
+    # Processes share the work: each file is read by one of them.
+    for parts in (1, 3):
+        counts = [0] * len(files)
+        for part in range(parts):
+            for number, path in enumerate(files):
+                whole = path.read_bytes()
+                path.write_bytes(whole + b"!")
+                with contextlib.suppress(Damaged):
+                    assert check(tmp_path / "4", part, parts)
+                    counts[number] += 1
+                path.write_bytes(whole)
+        assert counts == [parts - 1] * len(files)
+
+
+def test_one_bit_of_any_file_is_noticed(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    checkpoints = Checkpoints(tmp_path)
+    wanted = abstract(state(data=1))
+    for path in files_of(tmp_path / "4"):
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        told: list[str] = []
+        step, restored = checkpoints.restore(wanted, told.append)
+        assert step == 2 and "taking the one before" in told[0]
+        name = path.relative_to(tmp_path / "4")
+        assert f"checkpoint 4 cannot be read (Damaged: {name} is not what was saved" in told[0]
+        np.testing.assert_array_equal(restored["kernel"], VALUES)
+        path.write_bytes(whole)
+    assert checkpoints.restore(wanted)[0] == 4
+    checkpoints.close()
+
+
+def test_files_and_digests_that_are_missing(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    checkpoints, wanted = Checkpoints(tmp_path), abstract(state(data=1))
+    told: list[str] = []
+    files_of(tmp_path / "4")[-1].unlink()
+    assert checkpoints.restore(wanted, told.append)[0] == 2
+    digests = tmp_path / "2" / "digests.json"
+    digests.write_text(digests.read_text()[:-9])
+    with pytest.raises(UserError, match="none of the checkpoints 4, 2 .* can be read"):
+        checkpoints.restore(wanted, told.append)
+    digests.unlink()  # as of a version that wrote none
+    assert checkpoints.restore(wanted, told.append)[0] == 2
+    checkpoints.close()
+    missing, broken = (
+        "4 cannot be read (Damaged: default/",
+        "2 cannot be read (Damaged: its digests",
+    )
+    expected = [missing, missing, broken, missing, "2 has no digests.json"]
+    assert all(words in line for words, line in zip(expected, told, strict=True))
 
 
 def test_another_tree_is_named_by_its_first_difference(tmp_path: Path) -> None:
