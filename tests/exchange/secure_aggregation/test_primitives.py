@@ -156,6 +156,10 @@ def test_what_is_sealed_opens_for_its_receiver_in_its_round_only() -> None:
     derivation = Derivation(b"r" * 32)
     sealed = derivation.seal(secret, 1, 2, b"shares")
     assert derivation.unseal(secret, 1, 2, sealed) == b"shares"
+    way = struct.pack("<II", 1, 2)  # in the key, and in the associated data
+    extracted = hmac.digest(b"r" * 32, secret, hashlib.sha256)
+    key = hmac.digest(extracted, b"seal" + way + b"\1", hashlib.sha256)
+    assert ChaCha20Poly1305(key).decrypt(bytes(12), sealed, b"r" * 32 + way) == b"shares"
     for attempt in (
         lambda: derivation.unseal(secret, 2, 1, sealed),
         lambda: derivation.unseal(secret, 1, 3, sealed),

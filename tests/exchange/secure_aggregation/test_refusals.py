@@ -356,28 +356,31 @@ def test_a_partition_of_the_cohort_unmasks_nobody(shown: str) -> None:
                 assert [share.owner for share in given.of_own_masks] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", [KeyList, Delivery])
-def test_a_partition_by_keys_or_sharers_is_noticed_as_well(kind: type[Message]) -> None:
-    """Clients 0 to 3 are not told of client 4's keys, or of its shares; client 4 is told of all."""
-    game = play(5, 3).until(AT[kind])
+def test_a_partition_by_keys_is_refused_by_the_honest_among_servers() -> None:
+    """Clients 0 to 3 are not told of client 4's keys: what they share leaves client 4 out."""
+    game = play(5, 3).until(1)
     for number in range(4):
-        message = game.inbox[number]
-        if isinstance(message, KeyList):
-            game.inbox[number] = replace(message, keys=message.keys[:4])
-        elif isinstance(message, Delivery):
-            game.inbox[number] = replace(message, sharers=(0, 1, 2, 3), shares=message.shares[:3])
-    answers = game.answer()
-    if kind is KeyList:
-        with pytest.raises(MissingShares):  # an honest server, to which they are a malicious client
-            game.server.receive(answers[0])
-        return
-    digest = game.round.digest
+        game.inbox[number] = replace(game.inbox[number], keys=game.inbox[number].keys[:4])
+    with pytest.raises(MissingShares):
+        game.server.receive(game.answer()[0])
+
+
+def test_a_partition_by_sharers_is_noticed() -> None:
+    """Of client 4's shares only client 0 is told. Then it drops out: all have the same survivors,
+    and sign different lists."""
+    game = play(5, 3).until(2)
+    for number in (1, 2, 3):
+        sent = game.inbox[number]
+        game.inbox[number] = replace(sent, sharers=(0, 1, 2, 3), shares=sent.shares[:3])
+    game.answer({4})
+    digest, survivors = game.round.digest, (0, 1, 2, 3)
     signed = [
-        game.clients[number].receive(Survivors(digest, tuple(range(4 + number // 4)), ())).signed
-        for number in range(5)
+        game.clients[number].receive(Survivors(digest, survivors, () if number else (4,))).signed
+        for number in survivors
     ]
-    with pytest.raises(ViewsDiffer):
-        game.clients[4].receive(Confirmations(digest, tuple(signed)))
+    for number in survivors:
+        with pytest.raises(ViewsDiffer, match="did not sign the lists"):
+            game.clients[number].receive(Confirmations(digest, tuple(signed)))
 
 
 # What a malicious client sends an honest server ---------------------------------------------------
@@ -621,6 +624,7 @@ def test_the_digest_is_of_everything_that_is_agreed_on() -> None:
         replace(round, smallest=4),
         replace(round, nonce=bytes(16)),
         replace(round, identities=round.identities[::-1]),
+        replace(round, identities=(*round.identities[:-1], Identity().public)),
         a_round(9, 5),
     ]
     assert len({round.digest, *(other.digest for other in others)}) == 1 + len(others)
