@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from research.data import Clients, Cohorts, LabeledArrays
+from research.learning import FederatedConfig, OptimizerConfig, Synchronous
 from research.parallel.mesh import MeshConfig
 
 REPLICAS = 4
@@ -44,6 +46,57 @@ def test_a_plan_changes_nothing(rule: Any, small: Any, run: Any, rounding: Any) 
             assert its_losses == pytest.approx(losses, rel=1e-3), plan
             continue
         assert its_losses == pytest.approx(losses, rel=RELATIVE), plan
+        assert_close(its_state, state)
+
+
+CLIENTS = FederatedConfig("scaffold", cohort=12, epochs=2, stragglers=0.5, weighting="uniform")
+PLANS: dict[str, tuple[int, dict[str, Any]]] = {
+    "chunk": (1, {"plan": "chunk", "width": 4}),
+    "vmap": (1, {"plan": "vmap"}),
+    "two-devices": (2, {"plan": "scan"}),
+    "two-devices-chunk-host": (2, {"plan": "chunk", "width": 3, "table": "host"}),
+}
+
+
+def rounds(case: Any, devices: int, **plan: Any) -> tuple[Any, list[float]]:
+    """The state after three rounds of clients of unequal sizes, and their losses."""
+    draw = np.random.default_rng(5)
+    inputs = draw.normal(size=(90, *case.specification.shape)).astype(np.float32)
+    labels = draw.integers(0, case.specification.classes, 90)
+    owners = np.concatenate([np.arange(16), draw.integers(0, 16, 90 - 16)])
+    clients = Clients.of(owners, labels, case.specification.classes, tuple(map(str, range(16))))
+    local = OptimizerConfig(name="sgd", learning_rate=0.1, schedule="constant", clip=None)
+    config = replace(CLIENTS, **plan)
+    mesh = MeshConfig(replica=devices, data=1).build(jax.devices("cpu")[:devices])
+    one = Synchronous(
+        case.model,
+        case.specification,
+        local.build(10),
+        local.learning_rate_schedule(10),
+        mesh,
+        outside=("replica",),
+    )
+    here = config.build(one, local, 10, len(clients))
+    cohorts = Cohorts(
+        LabeledArrays(inputs, labels), clients, 12, 4, 2, seed=1, stragglers=0.5, devices=devices
+    )
+    with jax.set_mesh(mesh):
+        state, losses = here.init(), []
+        for step in range(3):
+            state, metrics = here.step(state, cohorts.rows(step, range(12)))
+            losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+def test_a_plan_of_clients_changes_nothing(small: Any) -> None:
+    """One after another, in groups, side by side, on two devices, with their table on the host."""
+    case = small["table"]
+    assert case.model.dropout > 0
+    state, losses = rounds(case, 1)
+    assert max(losses) - min(losses) > 1e-3
+    for name, (devices, plan) in PLANS.items():
+        its_state, its_losses = rounds(case, devices, **plan)
+        assert its_losses == pytest.approx(losses, rel=RELATIVE), name
         assert_close(its_state, state)
 
 
