@@ -73,6 +73,13 @@ def test_the_degree_is_the_smallest_that_holds(
     assert bad <= 2  # 600 or 60 events of at most 2^-10: 3 or more have a probability of 0.02
 
 
+def test_a_ring_is_cut_by_half_a_neighborhood_that_is_gone() -> None:
+    """Where nobody is corrupt and hardly anything asked of correctness: n·0.1^(k/2) ≤ 2^-60."""
+    assert degree(1000, 0.0, 0.1, security=60, correctness=1)[0] == 2 * math.ceil(
+        (60 + math.log2(1000)) / math.log2(10)
+    )
+
+
 @pytest.mark.parametrize("population, marked, drawn", [(12, 5, 6), (9, 2, 8), (7, 7, 3), (8, 0, 2)])
 def test_tails_are_counted(population: int, marked: int, drawn: int) -> None:
     """Beside every subset in turn."""
