@@ -323,8 +323,10 @@ def _introduction(prepared: Prepared, state: State) -> str:
     if attack.name != "none":
         of = len(batches.clients) if isinstance(batches, Cohorts) else replicas or 1
         clients += f"; {attack.number(of)} of {of} are Byzantine: {attack.name}"
+    ensemble = prepared.experiment.ensemble
+    members = "" if ensemble.rule == "none" else f"{ensemble.members} members, each a "
     return (
-        f"{type(prepared.experiment.model).__name__.removesuffix('Config')} with "
+        f"{members}{type(prepared.experiment.model).__name__.removesuffix('Config')} with "
         f"{parameters:,} parameters on {dataset.name} ({len(dataset.train):,} training examples); "
         f"mesh {describe(mesh)} on {where}; step compiled in {prepared.compiling_seconds:.1f} s"
         f"{clients}"

@@ -110,7 +110,8 @@ def sample(
 
 
 def export(path: Path, destination: Path) -> Path:
-    """Writes a run's transformer as a Hugging Face folder (safetensors and config.json)."""
+    """Writes a run's transformer (of an ensemble member 0, or the last snapshot) as a Hugging Face
+    folder (safetensors and config.json)."""
     from research.models import huggingface
 
     restored = Restored(RunFolder.existing(path))

@@ -1,5 +1,6 @@
 """A student learns what its teacher says of the training examples, whoever the teacher is."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,39 @@ def test_a_student_learns_the_mean_of_its_teacher_s_members(tmp_path: Path) -> N
     other = replace(experiment(tmp_path / "other", ensemble=told), data=TableConfig(batch=8))
     with pytest.raises(UserError, match=r"was trained on digits of .*\(8, 8, 1\)"):
         Prepared(other).batches.rows(0, [0])
+
+
+def test_a_student_learns_from_votes_on_public_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those for validation, whose labels nobody reads; and ε is told with all that it means."""
+    deep = EnsembleConfig("deep", members=3, share="disjoint")
+    teacher = runs.train(experiment(tmp_path / "teacher", ensemble=deep))
+    told = EnsembleConfig(teacher=str(teacher), vote_noise=0.5, vote_seed=1)
+    student = Prepared(experiment(tmp_path / "student", ensemble=told))
+    validation = ImagesConfig(name="digits").load().validation
+    assert len(student.dataset.train) == len(validation) == 180
+    read = read_rows(student.dataset.train, np.arange(180))
+    x = read["inputs"].reshape(180, -1)
+    np.testing.assert_array_equal(
+        x, read_rows(validation, np.arange(180))["inputs"].reshape(x.shape)
+    )
+    bias, kernel = jax.tree.leaves(Restored(RunFolder(teacher)).state.members.parameters)
+    votes = (np.einsum("nf,mfk->mnk", x, kernel) + np.asarray(bias)[:, None]).argmax(-1)
+    counts = np.eye(10)[votes].sum(0)  # [n, classes]
+    # Three against none is 6 deviations ahead, and of one noise against nine hardly ever lost.
+    agreed = counts.max(-1) == 3
+    assert (read["targets"][agreed] == counts[agreed].argmax(-1)).mean() > 0.97
+    assert "180 labels by the votes of 3 members with noise of deviation 0.5: ε = " in (
+        printed := capsys.readouterr().out
+    )
+    assert "add or remove one, PLD accountant" in printed
+    config = json.loads((teacher / "config.json").read_text())
+    config["ensemble"]["share"] = "all"
+    (teacher / "config.json").write_text(json.dumps(config))
+    again = Prepared(experiment(tmp_path / "again", ensemble=told))
+    with pytest.raises(UserError, match="one example could change the votes of many"):
+        again.batches.rows(0, [0])
 
 
 def test_text_has_no_teacher(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Examples with what a teacher says of each: distillation's data."""
+"""Examples with what teachers say of each: the data of distillation and of PATE."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -9,16 +9,17 @@ from research.data.dataset import Example, Source, one, read_rows
 
 
 class Taught:
-    """The examples of a source, with a leaf `soft`: a probability a class, by a teacher.
+    """The examples of a source, with leaves by a teacher: `soft`, a probability a class, or
+    `targets` in the place of its own.
 
-    `answers()` gives all of them, float32 [examples, classes]; it is asked when one is first read.
+    `answers()` gives those of all examples, [examples, ...]; it is asked when one is first read.
     """
 
-    def __init__(self, source: Source, answers: Callable[[], np.ndarray]):
+    def __init__(self, source: Source, answers: Callable[[], Example]):
         self._source, self._answers = source, answers
 
     @cached_property
-    def _soft(self) -> np.ndarray:
+    def _told(self) -> Example:
         return self._answers()
 
     def __len__(self) -> int:
@@ -28,5 +29,6 @@ class Taught:
         return one(self, index)
 
     def rows(self, indexes: np.ndarray) -> Example:
-        """As of the source, and `soft` float32 [rows, classes]."""
-        return read_rows(self._source, indexes) | {"soft": self._soft[indexes]}
+        """As of the source, and what the teacher says of them."""
+        told = {name: leaf[indexes] for name, leaf in self._told.items()}
+        return read_rows(self._source, indexes) | told

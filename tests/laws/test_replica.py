@@ -1,6 +1,7 @@
 """Law 3: replicas one to a device, many to a device one after another, or side by side, are the
 same."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,25 @@ def test_two_processes_hold_the_workers_of_one_server(
     launch = ["launch", "--processes", 2, "--", "train", config, "--cpu-devices", 1]
     research(*launch, *words, "--run.directory", two)
     assert losses(two) == pytest.approx(losses(one), rel=RELATIVE)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("axis", ["replica", "data"])
+def test_two_processes_hold_the_members_of_one_ensemble(
+    axis: str, config: Path, tmp_path: Path, research: Any, losses: Any
+) -> None:
+    """A member each, or half of the batch of both; and what they answer together."""
+    words = ["--mesh.replica", 1, "--mesh.data", 1, f"--mesh.{axis}", 2, "--run.steps", 4]
+    words += ["--ensemble.rule", "deep", "--ensemble.members", 2]
+    one, two = tmp_path / "one", tmp_path / "two"
+    research("train", config, "--cpu-devices", 2, *words, "--run.directory", one)
+    launch = ["launch", "--processes", 2, "--", "train", config, "--cpu-devices", 1]
+    research(*launch, *words, "--run.directory", two)
+    assert losses(two) == pytest.approx(losses(one), rel=RELATIVE)
+    told = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
+    wanted = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    assert told[-1]["validation_loss"] == pytest.approx(wanted[-1]["validation_loss"], rel=RELATIVE)
+    assert told[-1]["loss_highest"] > told[-1]["loss_lowest"]
+    if axis == "replica":
+        text = research("sample", two, "--cpu-devices", 2, "--prompt", "Permission", "--tokens", 4)
+        assert len(text.stdout.rstrip("\n")) >= len("Permission")

@@ -1,6 +1,7 @@
 """Whether members make an ensemble, how many, what each learns from and what is its own."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Literal
 
 import optax
@@ -44,6 +45,14 @@ class EnsembleConfig:
     """Run folder, such as an ensemble's, whose probabilities are learned in the place of labels, by
     one model or by members (None: labels are). Not for text."""
 
+    vote_noise: float = 0.0
+    """σ of PATE: members of the teacher, of --ensemble.share disjoint, vote with noise of this
+    deviation (votes), and the model learns from these labels of the validation split, as of public
+    examples (0: it learns from the teacher's probabilities of all training examples)."""
+
+    vote_seed: int | None = None
+    """Of that noise, and to be kept secret, as the run folder's config.json is then."""
+
     learning_rates: tuple[float, ...] = ()
     """Of each member, in the place of --optimizer.learning-rate (empty: the same for all)."""
 
@@ -77,10 +86,17 @@ class EnsembleConfig:
                     f"{flag} has {len(each)} values, and there are {number} members: give one a "
                     "member, or none"
                 )
-            most = 1.0 if name == "dropout" else float("inf")
+            most = 1.0 if name == "dropout" else inf
             if not all(0 <= value < most for value in each):
                 wanted = "0 or more, and below 1" if name == "dropout" else "0 or more, and finite"
                 raise UserError(f"{flag} {' '.join(map(str, each))} must be {wanted}")
+        noise, secret = self.vote_noise, self.vote_seed
+        check_bounds("ensemble", [("vote-noise", noise, 0 <= noise < inf, "0 or more, and finite")])
+        if noise and (self.teacher is None or secret is None or not 0 <= secret < 2**63):
+            raise UserError(
+                f"--ensemble.vote-noise {noise:g} needs a --ensemble.teacher who votes, and a "
+                "--ensemble.vote-seed (0 or more, below 2^63) that nobody else knows"
+            )
         given = [name for name, each in self._given().items() if each]
         if given and self.rule not in ("none", "deep"):
             raise UserError(
