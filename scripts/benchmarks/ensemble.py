@@ -105,7 +105,7 @@ def started(name: str, options: argparse.Namespace) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, __file__, *map(str, words)],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
