@@ -23,6 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # inherit that, and some of it is there to be interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis
 import jax
 
 from research.data import cache_folder
@@ -35,6 +36,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# Nor is an example too slow because the machine has other work.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 CONFIG = """
 from research.experiment import *

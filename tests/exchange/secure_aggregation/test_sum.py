@@ -62,9 +62,7 @@ def test_three_gone_of_five_are_one_too_many() -> None:
             simulate(round, identities(5), some_values(5), drops)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), count=st.integers(5, 12))
 def test_dropouts_down_to_the_threshold(data: st.DataObject, count: int) -> None:
     threshold = count // 2 + 1
@@ -77,9 +75,7 @@ def test_dropouts_down_to_the_threshold(data: st.DataObject, count: int) -> None
     check(a_round(count, threshold), count, dict(zip(order, pattern, strict=True)))
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_dropouts_on_a_sparse_graph(data: st.DataObject) -> None:
     """20 clients, 8 neighbors, t = 5: up to four may go, wherever they are."""
