@@ -11,8 +11,8 @@ Times, in turns and in one process on one CPU,
 - the server's unmasking of 100 clients of which 10 % dropped out after they had shared their
   secrets: shares put together, 90 masks of survivors and 900 between them and the others.
 
-All on the complete graph, and the sum is checked. Goals: 0.3 s for a client, 5 s for the server.
-Under a minute.
+All on the complete graph, and the sum is checked. Goals: 0.3 s for a client, 5 s for the server, of
+one core: where others want it too, CPU seconds are the nearer to that. Under a minute.
 """
 
 import copy
@@ -80,7 +80,8 @@ def main() -> None:
     print(", ".join(f"{of}: {ratio['median']:.2f} times" for of, ratio in ratios.items()))
     print(f"a client's part of the server's round, all stages: {seconds:.2f} s")
     for name, goal in ((CLIENT, CLIENT_GOAL), (SERVER, SERVER_GOAL)):
-        print(results.goal(name, sides[name]["seconds"]["median"], goal, " s"))
+        for of, kind in (("seconds", "wall"), ("cpu_seconds", "CPU")):
+            print(results.goal(f"{name}, {kind}", sides[name][of]["median"], goal, " s"))
     result = {
         "benchmark": "secure_aggregation",
         "provenance": {**before, "load_average_after": results.provenance()["load_average"]},
