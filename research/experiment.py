@@ -30,6 +30,7 @@ from research.learning import (
     OptimizerConfig,
     PrivacyConfig,
 )
+from research.learning.federated import check_private_rounds
 from research.models import (
     CNNConfig,
     LinearConfig,
@@ -158,8 +159,16 @@ class Experiment:
     def _check_privacy(self, ways: Collection[str]) -> None:
         privacy = self.privacy
         privacy.check()
+        if privacy.unit == "client":
+            check_private_rounds(self.federated, privacy)
         if privacy.unit != "example":
             return
+        if self.federated.rule != "none":
+            raise UserError(
+                f"--privacy.unit example is accounted for batches of all examples, and in "
+                f"--federated.rule {self.federated.rule} each client has its own: use "
+                "--privacy.unit client"
+            )
         if ways:
             raise UserError(
                 f"--privacy.unit example is accounted for one model that sees all of a step's "

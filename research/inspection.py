@@ -30,9 +30,9 @@ def inspect_experiment(experiment: Experiment, topology: str | None = None) -> I
     cannot be compiled.
     """
     experiment.check()
-    if experiment.privacy.unit == "example":
+    if experiment.privacy.unit != "none":
         raise UserError(
-            "a private step goes through as many microbatches as its batch is drawn to have, which "
+            "a private step is as long as its batch or cohort is drawn, which "
             "no compiled program says: inspect the plain one, with --privacy.unit none"
         )
     devices = jax.devices() if topology is None else _devices_of(topology)

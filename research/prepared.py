@@ -62,6 +62,7 @@ from research.rows import (
     rows_of_members,
     rows_of_private_batch,
     seats_of,
+    sharding_of_cohort,
     with_budget,
 )
 from research.training.checkpoints import Checkpoints
@@ -102,9 +103,12 @@ class Prepared:
             self.dataset = loaded(experiment)
             self.batches = Batches(self.dataset.train, self.rows.count, experiment.run.seed)
         else:
-            self.rows = rows_of_cohort(experiment, self.mesh)
+            sharding_of_cohort(experiment, self.mesh)  # before data is loaded
             self.evaluated = Rows.of(batch_sharding(self.mesh, EVALUATED), EVALUATED)
             self.federation = federate(experiment.data.load(), experiment.partition)
+            if experiment.privacy.unit == "client":
+                self.experiment = experiment = with_budget(experiment, len(self.federation.train))
+            self.rows = rows_of_cohort(experiment, self.mesh, len(self.federation.train))
             if (attack := experiment.attack).name in POISONINGS:
                 byzantine = attack.members(len(self.federation.train), experiment.run.seed)
                 self.federation = poisoned(self.federation, byzantine, attack.name, attack.target)
@@ -130,6 +134,8 @@ class Prepared:
     @property
     def seats(self) -> int:
         """Replicas on a device, or clients of a round."""
+        if self.federation is not None:
+            return self.rows.count // self.mesh.shape["replica"]
         return seats_of(self.experiment, self.mesh)
 
     def with_experiment(self, experiment: Experiment) -> "Prepared":
@@ -150,15 +156,17 @@ class Prepared:
     @property
     def account(self) -> Account | None:
         """What the run's ledger is held against, if it is private."""
-        if not isinstance(self.learner, Private):
+        if self.experiment.privacy.unit == "none":
             return None
-        return Account(self.experiment.privacy.budget, self.learner.event)
+        learner = self.learner
+        assert isinstance(learner, Private | Federated) and learner.event is not None
+        return Account(self.experiment.privacy.budget, learner.event, learner.ledger)
 
     def observe(self, step: int, state: Any) -> dict[str, Any]:
         """What is measured only where it is logged: by the learner, and of the ledger."""
         account = self.account
         measured = self.learner.observe(step, state)
-        return measured if account is None else measured | account.observe(state.ledger)
+        return measured if account is None else measured | account.observe(state)
 
     def feed(self, start: int) -> Iterator[dict[str, Any]]:
         """The batches of the steps after `start`, on the devices, and what steps are told
@@ -278,6 +286,8 @@ def cohorts(experiment: Experiment, federation: Federation, mesh: jax.sharding.M
         mesh.shape["replica"],
         federated.straggling == "partial",
         federated.steps,
+        federated.places(len(federation.train), mesh.shape["replica"]),
+        experiment.privacy.seed,
     )
 
 
@@ -445,7 +455,15 @@ def learner(
     if asynchronous.rule != "none":
         return asynchronous.build(one)
     if federated.rule != "none":
-        return federated.build(one, experiment.optimizer, steps, clients, experiment.attack)
+        return federated.build(
+            one,
+            experiment.optimizer,
+            steps,
+            clients,
+            experiment.attack,
+            experiment.privacy.release(clients, federated.cohort),
+            experiment.privacy.seed or 0,
+        )
     if ensemble.rule != "none":
         return ensemble.on(mesh).build(one, experiment.optimizer, steps, experiment.model)
     exchange = exchange.on(mesh)

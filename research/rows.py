@@ -58,10 +58,17 @@ def rows_of_private_batch(experiment: Experiment, mesh: jax.sharding.Mesh, examp
 def with_budget(experiment: Experiment, units: int) -> Experiment:
     """`experiment` with the noise and the seed that its budget for `units` leaves open."""
     before = experiment.privacy
-    privacy = before.decided(units, experiment.data.batch, experiment.run.steps)
+    expected = expected_units(experiment)
+    privacy = before.decided(units, expected, experiment.run.steps)
     if before.seed is None:
         privacy = replace(privacy, seed=int(shared("privacy seed", str(privacy.seed))))
     return replace(experiment, privacy=privacy)
+
+
+def expected_units(experiment: Experiment) -> int:
+    """Of a mean step of a private run: examples, or clients."""
+    of_clients = experiment.privacy.unit == "client"
+    return experiment.federated.cohort if of_clients else experiment.data.batch
 
 
 def poisson(experiment: Experiment, source: Source, mesh: jax.sharding.Mesh) -> PoissonBatches:
@@ -74,9 +81,10 @@ def poisson(experiment: Experiment, source: Source, mesh: jax.sharding.Mesh) -> 
     return PoissonBatches(source, probability, rows, microbatches, privacy.seed)
 
 
-def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh) -> Rows:
-    """As `sharding_of_cohort` has them."""
-    return Rows.of(sharding_of_cohort(experiment, mesh), experiment.federated.cohort)
+def rows_of_cohort(experiment: Experiment, mesh: jax.sharding.Mesh, clients: int) -> Rows:
+    """As `sharding_of_cohort` has them, of so many `clients`."""
+    places = experiment.federated.places(clients, mesh.shape["replica"])
+    return Rows.of(sharding_of_cohort(experiment, mesh), places)
 
 
 def sharding_of_cohort(
@@ -84,7 +92,7 @@ def sharding_of_cohort(
 ) -> jax.sharding.NamedSharding:
     """Clients over `replica`. Raises UserError for a cohort that does not divide."""
     cohort, devices = experiment.federated.cohort, mesh.shape["replica"]
-    if cohort % devices:
+    if cohort % devices and experiment.federated.sampling != "poisson":
         raise UserError(
             f"a cohort of {cohort} clients does not divide over --mesh.replica {devices}: use "
             f"--federated.cohort {multiples_near(cohort, devices)}"

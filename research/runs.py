@@ -139,7 +139,7 @@ def _carry_on(
             phase("finished", at=first)
             return
         account = prepared.account
-        end = run.steps if account is None else account.last_step(state.ledger, first, run.steps)
+        end = run.steps if account is None else account.last_step(state, first, run.steps)
         phase("compiling")
         step_function = prepared.compile()
         if is_first():
@@ -196,7 +196,7 @@ def _carry_on(
             _draw_clients(prepared, folder)
         if account is not None and last == end < run.steps:
             raise RunError(
-                f"{account.in_words(state.ledger)}: step {end + 1} of {run.steps} would cross the "
+                f"{account.in_words(state)}: step {end + 1} of {run.steps} would cross the "
                 f"budget of ε = {account.budget.epsilon:g}, and was not made; step {end} is saved"
             )
         reason = stop.signal_name or "stopped"

@@ -36,9 +36,8 @@ def evaluate(
     shown = "  ".join(f"{n} {metrics[n]:.4f}" for n in ALL if n in metrics)
     say(f"step {restored.step}, {split} split of {dataset.name}: {shown}")
     if prepared.account is not None:
-        state: Any = restored.state
-        metrics |= prepared.account.observe(state.ledger)
-        say(prepared.account.in_words(state.ledger))
+        metrics |= prepared.account.observe(restored.state)
+        say(prepared.account.in_words(restored.state))
     for line in spreads_in_words(metrics):
         say(line)
     result = {"step": restored.step, "split": split, "examples": len(dataset.test), **metrics}

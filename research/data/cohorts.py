@@ -15,7 +15,9 @@ from research.data.clients import Clients
 from research.data.dataset import Example, Source, read_rows
 from research.errors import UserError
 
-Sampling = Literal["uniform", "weighted", "cyclic", "fixed"]
+Sampling = Literal["uniform", "weighted", "cyclic", "fixed", "poisson"]
+EMPTY = -1
+"""The client of a place that is not taken."""
 COHORT, SHUFFLE, FAILING, STRAGGLING, ONCE = range(5)
 """What is drawn."""
 ROUNDS_AHEAD = 2
@@ -38,12 +40,16 @@ class Cohorts:
         devices: int = 1,
         waiting: bool = True,
         most: int | None = None,
+        places: int | None = None,
+        secret: int | None = None,
     ):
         """`cohort` clients a round, who go `epochs` times through their examples in batches of
         `batch` (None: of all they have), and stop after `most` steps (None: never). The share
         `failing` of them does not answer. The share `stragglers` of a round, rounded, does only a
         part of its epochs, drawn from 1 to all, and without `waiting` does not answer either.
-        Clients lie on `devices` so that each has about as much to do.
+        Clients lie on `devices` so that each has about as much to do. A drawn cohort (`poisson`)
+        has `cohort` clients in the mean and room for as many as there are `places`; it is drawn by
+        a `secret` seed, if there is one.
 
         Raises UserError for a cohort that the population cannot make; `devices` divide it.
         """
@@ -54,7 +60,11 @@ class Cohorts:
                 f"{population}"
             )
         self.source, self.clients = source, clients
-        self.cohort, self.epochs, self.seed = cohort, epochs, seed
+        self.epochs, self.seed = epochs, seed
+        self.cohort = cohort if places is None else places
+        self._expected = cohort
+        self._probability = float(np.float32(cohort / population))
+        self._secret = seed if secret is None else secret
         self.batch = int(clients.sizes.max()) if batch is None else batch
         self._sampling, self._failing, self._stragglers = sampling, failing, stragglers
         self._devices, self._waiting = devices, waiting
@@ -66,7 +76,7 @@ class Cohorts:
     def examples(self) -> int:
         """That a mean round goes through."""
         each = np.minimum(self.clients.sizes * self.epochs, self._taken * self.batch)
-        return round(self.cohort * each.mean())
+        return round(self._expected * each.mean())
 
     @property
     def mean_steps(self) -> float:
@@ -75,12 +85,15 @@ class Cohorts:
 
     def members(self, step: int) -> np.ndarray:
         """int64 [cohort]: the clients of a round (from 0), in the order of rows: those of a device
-        follow one another, the devices about equally busy."""
+        follow one another, the devices about equally busy. A drawn cohort has EMPTY places."""
         return self._balanced(self._chosen(step))
 
     def indexes(self, step: int) -> np.ndarray:
         """int64 [examples]: those that the clients of a round learn from."""
-        return np.concatenate([self.clients[client] for client in self.members(step)])
+        members = self.members(step)
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(self.clients[client] for client in members if client >= 0)]
+        )
 
     def rows(self, step: int, rows: Sequence[int] | np.ndarray) -> Example:
         """Reads those rows of a round: examples [rows, steps, batch, ...] and their `weights`; of
@@ -88,13 +101,19 @@ class Cohorts:
         members = self.members(step)[np.asarray(rows, np.int64)]
         draws = Draws(self.seed)
         slow = self._straggling(draws, step)
-        epochs = [slow.get(client, self.epochs) for client in members]
+        taken, members = members != EMPTY, np.maximum(members, 0)
+        epochs = [
+            slow.get(client, self.epochs) if here else 0
+            for client, here in zip(members, taken, strict=True)
+        ]
         present = [
             not self._fails(draws, step, client) and (self._waiting or client not in slow)
             for client in members
         ]
         shuffles = (draws.at(SHUFFLE, step, client) for client in members)
-        return self._read(members, epochs, shuffles, self.steps) | {"present": np.array(present)}
+        read = self._read(members, epochs, shuffles, self.steps)
+        read["present"] = taken & np.array(present)
+        return read | {"drawn": taken} if self._sampling == "poisson" else read
 
     def once(self, clients: np.ndarray) -> Example:
         """As `rows`, those `clients` in their order, with all their examples once."""
@@ -151,8 +170,10 @@ class Cohorts:
 
     def imbalance(self, step: int) -> float:
         """Local steps of the busiest device in a round, over those of the mean device."""
-        steps = self._taken[self.members(step)].reshape(self._devices, -1).sum(axis=1)
-        return float(steps.max() / steps.mean())
+        members = self.members(step)
+        each = np.where(members == EMPTY, 0, self._taken[members])
+        steps = each.reshape(self._devices, -1).sum(axis=1)
+        return float(steps.max() / max(steps.mean(), 1e-9))
 
     def in_words(self) -> str:
         """Who the clients are, and what their unequal sizes cost, in a line."""
@@ -167,6 +188,10 @@ class Cohorts:
 
     def _chosen(self, step: int) -> np.ndarray:
         population, cohort = len(self.clients), self.cohort
+        if self._sampling == "poisson":
+            draw = Draws(self._secret).at(COHORT, step)
+            drawn = np.flatnonzero(draw.random(population) < self._probability)
+            return drawn if len(drawn) <= cohort else draw.permutation(drawn)[:cohort]
         if self._sampling == "fixed":
             return np.arange(cohort)
         if self._sampling == "cyclic":
@@ -182,7 +207,7 @@ class Cohorts:
         *Bounds on Multiprocessing Timing Anomalies*, with places)."""
         chosen = np.sort(chosen)
         if self._devices == 1:
-            return chosen
+            return np.pad(chosen, (0, self.cohort - len(chosen)), constant_values=EMPTY)
         places = self.cohort // self._devices
         devices: list[list[int]] = [[] for _ in range(self._devices)]
         busy = np.zeros(self._devices)
@@ -191,7 +216,8 @@ class Cohorts:
             device = min(free, key=lambda d: busy[d])
             devices[device].append(int(client))
             busy[device] += self._taken[client]
-        return np.array([client for members in devices for client in members])
+        full = [members + (places - len(members)) * [EMPTY] for members in devices]
+        return np.array([client for members in full for client in members])
 
     def _fails(self, draws: "Draws", step: int, client: int) -> bool:
         return bool(self._failing) and draws.at(FAILING, step, client).random() < self._failing
@@ -199,10 +225,10 @@ class Cohorts:
     def _straggling(self, draws: "Draws", step: int) -> dict[int, int]:
         """The stragglers of a round, with their epochs: a rounded share of its cohort, so that it
         is known how many are left."""
-        count = round(self._stragglers * self.cohort)
+        members = self._chosen(step) if self._stragglers else ()
+        count = round(self._stragglers * len(members))
         if not count:
             return {}
-        members = self._chosen(step)
         drawn = {client: draws.at(STRAGGLING, step, client).random(2) for client in members}
         slow = sorted(members, key=lambda client: drawn[client][0])[:count]
         return {client: 1 + int(drawn[client][1] * self.epochs) for client in slow}

@@ -26,6 +26,10 @@ from research.data import Batches, TextConfig
 Mistake = Callable[..., str]
 
 PRIVATE = ("--privacy.unit", "example")
+CLIENTS = (
+    *("--privacy.unit", "client", "--federated.rule", "fedavg"),
+    *("--federated.weighting", "uniform", "--federated.sampling", "poisson"),
+)
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 
 
@@ -179,7 +183,28 @@ def checkpoints(folder: Path) -> list[int]:
         ),
         (
             [*PRIVATE, "--federated.rule", "fedavg"],
-            "accounted for one model that sees all of a step's examples, which --federated.rule fe",
+            "in --federated.rule fedavg each client has its own: use --privacy.unit client",
+        ),
+        (["--privacy.unit", "client"], "and --federated.rule none has none, or tells more: use"),
+        (
+            [*CLIENTS, "--federated.sampling", "uniform"],
+            "by a draw of its own, and --federated.sampling is uniform: use --federated.sampling p",
+        ),
+        (
+            [*CLIENTS, "--federated.weighting", "examples"],
+            "noise counts clients alike, and --federated.weighting is examples",
+        ),
+        (
+            [*CLIENTS, "--federated.aggregation.rule", "krum"],
+            "krum sees single updates, and after noise there is nothing but their sum",
+        ),
+        (
+            [*CLIENTS, "--federated.rule", "scaffold"],
+            "for which scaffold keeps no row: use fedsgd, fedavg",
+        ),
+        (
+            [*CLIENTS, "--federated.minimum", "2"],
+            "--federated.minimum 2 would end a run by how many",
         ),
         (["--data.source", "nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["--data.batch", "16000"], "batch 16000 is more than the 10206 training examples"),

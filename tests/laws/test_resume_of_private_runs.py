@@ -77,3 +77,37 @@ def test_a_seed_that_nobody_gave_is_drawn_and_kept(tmp_path: Path, research: Any
         written = json.loads((tmp_path / name / "config.json").read_text())
         seeds.append(written["privacy"]["seed"])
     assert seeds[0] != seeds[1] and max(seeds) > 2**40
+
+
+ROUNDS = """
+from research.experiment import *
+
+experiment = Experiment(
+    model=MLPConfig(widths=(16, 16)),
+    data=ImagesConfig(name="digits", batch=10),
+    optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, clip=None, schedule="constant"),
+    federated=FederatedConfig("fedavg", cohort=6, sampling="poisson", weighting="uniform"),
+    partition=PartitionConfig("iid", clients=30),
+    privacy=PrivacyConfig(unit="client", epsilon=20.0, delta=1e-3, seed=2**63 + 1),
+    run=RunConfig(steps=8, log_every=1, checkpoint_every=2, evaluate_every=4, tensorboard=False),
+)
+"""
+
+
+def test_private_rounds_are_resumed_bit_for_bit(
+    tmp_path: Path, research: Any, resumed: Any, metrics: Any, losses: Losses
+) -> None:
+    config = tmp_path / "rounds.py"
+    config.write_text(ROUNDS)
+    mesh = ["--cpu-devices", 4, "--mesh.replica", 2, "--mesh.tensor", 2, "--mesh.data", 1]
+    server = ["--federated.server.name", "adam", "--federated.server.learning-rate", 0.01]
+    folder, whole = resumed(config, *mesh, *server)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+    told, wanted = ([r["epsilon"] for r in metrics(f)] for f in (folder, whole))
+    assert told == wanted == sorted(set(wanted)) and 18 < wanted[-1] <= 20
+    assert len({r["clients"] for r in metrics(whole)}) > 1
+    assert metrics(whole)[-1]["clients_dropped"] == 0
+    said = research("evaluate", whole).stdout
+    assert "for one client (add or remove one, Poisson sampling, PLD accountant)" in said
+    assert "is spent by 8 steps" in said

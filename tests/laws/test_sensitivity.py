@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from research.exchange.privacy import Event
-from research.learning import OptimizerConfig, Private, Synchronous
+from research.exchange.privacy.release import Release
+from research.learning import FederatedConfig, OptimizerConfig, Private, Synchronous
 from research.learning.private.private import Clipping, Method
 from research.models import CNNConfig, MLPConfig, Specification, TransformerConfig
 from research.parallel.layout import batch_sharding, place
@@ -136,6 +137,70 @@ def test_one_example_moves_the_sum_by_no_more_than_the_bound(
             everywhere = {"inputs": np.full_like(other, value), "weights": 1.0}
             assert moved(13, **everywhere) <= C * ROUNDING
             assert moved(14, inputs=value) == 0
+
+
+ROUNDS = {
+    "one-device": MeshConfig(data=1),
+    "replica2": MeshConfig(replica=2, data=1),
+    "replica4-tensor2": MeshConfig(replica=4, data=1, tensor=2),
+}
+
+
+@pytest.mark.parametrize("where", ROUNDS)
+def test_one_client_moves_a_round_by_no_more_than_the_bound(where: str) -> None:
+    """With all its examples, of which it may have as many as it likes."""
+    mesh = ROUNDS[where].build(jax.devices("cpu")[: ROUNDS[where].named_devices])
+    local = OptimizerConfig("sgd", learning_rate=1.0, schedule="constant", clip=None)
+    schedule = local.learning_rate_schedule(1)
+    model, specification = MODELS["mlp"]
+    one = Synchronous(model, specification, local.build(1), schedule, mesh, outside=("replica",))
+    clients, expected = 12, 4.0
+    config = FederatedConfig("fedavg", cohort=4, sampling="poisson", weighting="uniform")
+    release = Release(C, Event(0.0, 1 / 3), expected)
+    learner = config.build(one, local, 1, clients, release=release)
+    places = config.places(clients, mesh.shape["replica"])
+    batch = batch_for(specification)
+    rows: dict[str, np.ndarray] = {
+        name: np.stack(
+            [leaf[row : row + 4].reshape(2, 2, *leaf.shape[1:]) for row in range(places)]
+        )
+        for name, leaf in batch.items()
+    }
+    drawn = np.arange(places) % 4 > 0
+    rows["weights"] = np.ones_like(rows["weights"])
+    rows |= {
+        "client": np.arange(places, dtype=np.int32) % clients,
+        "steps": np.full(places, 2, np.int32),
+        "examples": np.full(places, 4, np.float32),
+        "drawn": drawn,
+        "present": drawn,
+    }
+    sharding = jax.sharding.NamedSharding(mesh, P("replica"))
+
+    def moved(rows: dict[str, np.ndarray]) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            start = learner.init()
+            before = jax.device_get(start.parameters)
+            after, _ = learner.step(start, place(rows, sharding, places) | learner.events(0))
+            moves = jax.tree.map(np.subtract, jax.device_get(after.parameters), before)
+        return expected * np.concatenate([x.ravel() for x in jax.tree.leaves(moves)])
+
+    whole = moved(rows)
+
+    def by(row: int, **to: Any) -> float:
+        other = moved(changed(rows, row, **to))
+        assert np.isfinite(other).all()
+        return float(np.linalg.norm(other - whole))
+
+    # The sum is read from parameters, whose rounding it has.
+    rounding = 1 + 1e-4
+    assert 0.9 * C < by(1, drawn=False, present=False) <= C * rounding
+    assert 0.9 * C < by(4, drawn=True, present=True) <= C * rounding
+    assert C < by(2, targets=(rows["targets"][2] + 1) % 3) <= 2 * C * rounding
+    for value in (np.nan, np.inf, 1e30):
+        assert by(3, inputs=value) <= 2 * C * rounding
+        assert by(4, inputs=value, drawn=True, present=True) <= C * rounding
+    assert by(4, inputs=1) == 0
 
 
 @pytest.mark.parametrize("broken", [True, False])

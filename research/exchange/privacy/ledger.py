@@ -7,6 +7,7 @@ a resumed run repeats them bit for bit, and a release that is repeated tells not
 changes the config, resumes from before a change and *publishes both* has to add the two up.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,21 +57,23 @@ def spent(ledger: Any) -> Spent:
 class Account:
     """A budget, and what a run's ledger says of it."""
 
-    def __init__(self, budget: Budget, event: Event):
-        """`event` is what each step from now on releases."""
+    def __init__(self, budget: Budget, event: Event, ledger_of: Callable[[Any], Ledger]):
+        """`event` is what each step from now on releases, `ledger_of(state)` where it is put
+        down."""
         self.budget, self.event = budget, event
+        self._ledger_of = ledger_of
 
-    def observe(self, ledger: Any) -> dict[str, float]:
+    def observe(self, state: Any) -> dict[str, float]:
         """`epsilon` so far, by PLD, at the budget's `delta`."""
-        epsilon = epsilon_of(spent(ledger), self.budget.delta, QUICK)
+        epsilon = epsilon_of(self._spent(state), self.budget.delta, QUICK)
         return {"epsilon": epsilon, "delta": self.budget.delta}
 
-    def last_step(self, ledger: Any, step: int, steps: int) -> int:
+    def last_step(self, state: Any, step: int, steps: int) -> int:
         """The last step, up to `steps`, that the budget has room for after `step`.
 
         Raises UserError where it has none for the next one, or the ledger no row.
         """
-        before = spent(ledger)
+        before = self._spent(state)
         if len(before) == KINDS and self.event not in [event for event, _ in before]:
             raise UserError(
                 f"the ledger of this run has {KINDS} kinds of steps already, and no room for "
@@ -85,7 +88,7 @@ class Account:
             return steps
         if not fits(step + 1):
             raise UserError(
-                f"{self.in_words(ledger)}: one more step of noise {self.event.noise_multiplier:.3g}"
+                f"{self.in_words(state)}: one more step of noise {self.event.noise_multiplier:.3g}"
                 f" would cross the budget of ε = {self.budget.epsilon:g}: use more "
                 "--privacy.noise-multiplier, or a larger --privacy.epsilon"
             )
@@ -95,9 +98,9 @@ class Account:
             good, bad = (middle, bad) if fits(middle) else (good, middle)
         return good
 
-    def in_words(self, ledger: Any) -> str:
+    def in_words(self, state: Any) -> str:
         """ε with all that makes it mean something."""
-        rows = spent(ledger)
+        rows = self._spent(state)
         steps = sum(count for _, count in rows)
         noises = ", ".join(
             f"{count:,} of noise {event.noise_multiplier:.4g} and q = "
@@ -109,3 +112,6 @@ class Account:
             f"{self.budget.unit} ({NEIGHBORS}, {SAMPLING} sampling, PLD accountant) is spent by "
             f"{steps:,} steps" + (f": {noises}" if noises else "")
         )
+
+    def _spent(self, state: Any) -> Spent:
+        return spent(self._ledger_of(state))

@@ -9,6 +9,7 @@ from research.learning.federated.algorithm import Algorithm, Replies, Server, by
 from research.learning.federated.client import Client, Reply
 from research.learning.federated.federated import Federated
 from research.learning.federated.federated_config import FederatedConfig
+from research.learning.federated.private_rounds import check_private_rounds
 from research.learning.federated.state import FederatedState, Population
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Reply",
     "Server",
     "by_optimizer",
+    "check_private_rounds",
 ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from research.exchange.privacy.noise import SUM, key_at
 from research.exchange.stages import Round, Several, Stage, mean, size_of
 
 Tree = Any
@@ -59,7 +60,12 @@ class Aggregation(NamedTuple):
     @property
     def least(self) -> int:
         """The fewest updates, or groups of them, that all stages are for."""
-        return max(stage.least for stage in self.stages)
+        return 0 if self.private else max(stage.least for stage in self.stages)
+
+    @property
+    def private(self) -> bool:
+        """Whether a privacy budget is charged: then how many answered may decide nothing."""
+        return any(stage.charges for stage in self.stages)
 
     def init(self, like: Tree) -> dict[str, Tree]:
         """What the stages keep at the start, by name, for updates like this."""
@@ -79,12 +85,17 @@ class Aggregation(NamedTuple):
         step: jax.Array,
         weight: jax.Array,
         who: jax.Array,
+        secret: jax.Array | None = None,
     ) -> Made:
         """x̄, and what the stages keep after it, of `Several` updates if it `stacks`, those of the
-        clients `who` [cohort], else of their sum, with weights of `weight` in all."""
+        clients `who` [cohort], else of their sum, with weights of `weight` in all. What charges a
+        privacy budget draws by the `secret` words of a key."""
         after, seen = dict(states), jnp.asarray(jnp.inf)
         for number, stage in enumerate(self.stages[self.alone :], self.alone):
             key = self._key(step, number)
+            if stage.charges:
+                assert secret is not None
+                key = key_at(secret, step, SUM)
             if stage.sees == "all":
                 seen = jnp.minimum(seen, jnp.sum(x.alive))
             if stage.sees == "sum" and isinstance(x, Several):

@@ -7,6 +7,7 @@ from research.configuration import check_bounds
 from research.errors import UserError
 from research.exchange.codecs import CODECS
 from research.exchange.groups import check_groups, open_groups, secure_groups
+from research.exchange.privacy.release import Release, expected_mean
 from research.exchange.robust import Robust, check_breakdown, rule_stage
 from research.exchange.secure_aggregation import FixedPoint
 from research.exchange.senders import clip, coded, largest
@@ -108,8 +109,9 @@ class AggregationConfig:
     def _robust(self) -> Robust:
         return Robust(self.rule, self.byzantine, self.radius, self.mixing)
 
-    def stages(self, attack: Stage | None = None) -> list[Stage]:
-        """The chain, with an `attack` on what is sent; see `check_chain`."""
+    def stages(self, attack: Stage | None = None, release: Release | None = None) -> list[Stage]:
+        """The chain, with an `attack` on what is sent, and with what a private one may `release`;
+        see `check_chain`."""
         made = []
         if self.clip is not None:
             made.append(clip(self.clip))
@@ -124,4 +126,7 @@ class AggregationConfig:
         elif self.groups > 1:
             made.append(open_groups(self.groups))
         plain = self.rule == "mean" and self.mixing == "none"
+        if release is not None:
+            made += release.stages()
+            return [*made, expected_mean(release.expected) if plain else rule_stage(self._robust)]
         return [*made, mean() if plain else rule_stage(self._robust)]

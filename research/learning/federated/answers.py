@@ -29,6 +29,7 @@ class Updates(NamedTuple):
 
 def told(batch: Batch) -> tuple[Batch, Batch]:
     """What is told of each client, and the examples that it has."""
-    names = ("client", "steps", "examples", "present", "pieces", "place", "staleness", "rank")
+    of_cohort, of_clients = ("client", "present", "drawn"), ("steps", "examples")
+    names = (*of_cohort, *of_clients, "pieces", "place", "staleness", "rank")
     who = {name: leaf for name, leaf in batch.items() if name in names}
     return who, {name: leaf for name, leaf in batch.items() if name not in names}

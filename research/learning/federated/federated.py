@@ -27,6 +27,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.errors import UserError
+from research.exchange.privacy import Event, Ledger
+from research.exchange.privacy.noise import KEY, words_of
 from research.exchange.replicas import DEVICE, Replicas
 from research.exchange.stages import Several, size_of
 from research.exchange.updates import finite
@@ -50,9 +52,10 @@ class Federated:
     `rate` by round; so many clients of a device are computed side by side (`width`; 1: one after
     another). `uniform` counts clients alike, else by their examples. Clients take `fine_tuning`
     local steps before each is evaluated by itself; `aggregation` makes one of what they send (None:
-    the mean), and those that are `byzantine` [population] are counted. The interface is that of
-    `Synchronous`, and what is evaluated for all, sampled and exported is the server's (the mean of
-    its models, if several).
+    the mean), and those that are `byzantine` [population] are counted. Each round of a private run
+    releases `event`, with noise of a `secret` seed. The interface is that of `Synchronous`, and
+    what is evaluated for all, sampled and exported is the server's (the mean of its models, if
+    several).
     """
 
     rows_cross = True
@@ -72,6 +75,8 @@ class Federated:
         fine_tuning: int = 0,
         aggregation: Aggregation | None = None,
         byzantine: np.ndarray | None = None,
+        event: Event | None = None,
+        secret: int = 0,
     ):
         """Raises UserError for a model that keeps what no stage sees."""
         self.one = one
@@ -88,6 +93,7 @@ class Federated:
         self._fine_tuning = fine_tuning
         self.aggregation = aggregation or Aggregation(seed=one.seed)
         self._byzantine = byzantine
+        self.event, self._secret = event, secret
         least = 1 if self.aggregation.grouped else self.aggregation.least
         self.population = population._replace(minimum=max(population.minimum, least))
         if not self.aggregation.plain and jax.tree.leaves(one.abstract_state.buffers):
@@ -147,8 +153,12 @@ class Federated:
         return state._replace(parameters=parameters, clients=begin(one))
 
     def events(self, step: int) -> dict[str, Any]:
-        """As of `Synchronous`."""
-        return {}
+        """The key of the noise, if a round has some."""
+        return {KEY: words_of(self._secret)} if self.aggregation.private else {}
+
+    def ledger(self, state: FederatedState) -> Ledger:
+        """What a private run has released so far."""
+        return state.stages["noise"]
 
     def complaint(self, metrics: dict[str, float]) -> str | None:
         """That too few clients answered."""
@@ -226,6 +236,8 @@ class Federated:
         return state._replace(parameters=mean)
 
     def _step(self, state: FederatedState, batch: Batch) -> tuple[FederatedState, StepMetrics]:
+        batch = dict(batch)
+        secret = batch.pop(KEY, None)
         who, batch = told(batch)
         own = self._kept(state, who)
         answers, after, updates = jax.shard_map(
@@ -236,7 +248,7 @@ class Federated:
             check_vma=False,
         )(state, who, own, batch)
 
-        made = self._together(state, answers, updates, who["client"])
+        made = self._together(state, answers, updates, who["client"], secret)
         enough = answers.alive >= self.population.minimum
         enough &= made.seen >= self.aggregation.least
         divided = jax.tree.map(lambda x: jnp.where(enough, x, 0), made.update)
@@ -255,7 +267,11 @@ class Federated:
         parameters = jax.lax.optimization_barrier(server.parameters)
         clients = self._table_after(state, who, after, parameters)
         norms = optax.tree.norm(divided[0]), optax.tree.norm(parameters)
-        metrics = self.one.metrics(state.step, answers.sums, *norms)
+        sums = answers.sums
+        if self.aggregation.private:  # a drawn cohort may be empty
+            totals = sums.totals._replace(targets=jnp.maximum(sums.totals.targets, 1))
+            sums = sums._replace(totals=totals)
+        metrics = self.one.metrics(state.step, sums, *norms)
         metrics["learning_rate"] = self._rate_of(state.step)
         metrics["clients"] = answers.alive
         if self.aggregation.grouped:
@@ -263,7 +279,8 @@ class Federated:
         if self._byzantine is not None:
             among = jnp.asarray(self._byzantine)[who["client"]]
             metrics["byzantine"] = jnp.sum(among, dtype=jnp.float32)
-        dropped = state.dropped + self.population.cohort - answers.alive.astype(jnp.int32)
+        asked = jnp.sum(who["drawn"]) if "drawn" in who else self.population.cohort
+        dropped = state.dropped + asked - answers.alive.astype(jnp.int32)
         metrics["clients_dropped"] = dropped.astype(jnp.float32)
         return FederatedState(
             state.step + 1,
@@ -277,7 +294,12 @@ class Federated:
         ), metrics
 
     def _together(
-        self, state: FederatedState, answers: Answers, updates: Updates, who: jax.Array
+        self,
+        state: FederatedState,
+        answers: Answers,
+        updates: Updates,
+        who: jax.Array,
+        secret: jax.Array | None,
     ) -> Made:
         """Of the sum of the answers, or of the updates side by side."""
         made: Any = answers.replies
@@ -285,7 +307,8 @@ class Federated:
             move, more = updates.sent
             placed = like(move, self.shardings.parameters), self.shardings.shared
             made = Several(jax.tree.map(_side_by_side, (move, more), placed), updates.weight)
-        return self.aggregation.together(made, state.stages, state.step, answers.weight, who)
+        weight = answers.weight
+        return self.aggregation.together(made, state.stages, state.step, weight, who, secret)
 
     def _rate_of(self, step: jax.Array) -> jax.Array:
         return jnp.asarray(self._rate(step), jnp.float32)

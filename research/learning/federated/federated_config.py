@@ -6,7 +6,9 @@ from typing import Literal
 import optax
 
 from research.configuration import check_bounds
+from research.data.poisson import places_for
 from research.errors import UserError
+from research.exchange.privacy.release import Release
 from research.exchange.robust import attack_stage
 from research.exchange.stages import check_chain
 from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations
@@ -35,6 +37,8 @@ from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
 from research.parallel.processes import count
 
+WITHOUT_TABLE = ("fedsgd", "fedavg", "fedprox", "q_fedavg")
+"""Rules that keep nothing of a client."""
 WITH_NUMBERS = ("fednova", "q_fedavg", "agnostic", "ifca")
 """Rules whose server divides by what else clients send."""
 
@@ -71,9 +75,9 @@ class FederatedConfig:
     cohort: int = 10
     """Clients a round, a multiple of --mesh.replica."""
 
-    sampling: Literal["uniform", "weighted", "cyclic", "fixed"] = "uniform"
-    """How a cohort is drawn: all alike, by their examples, one after the other, or always the first
-    ones."""
+    sampling: Literal["uniform", "weighted", "cyclic", "fixed", "poisson"] = "uniform"
+    """How a cohort is drawn: all alike, by their examples, one after the other, always the first
+    ones, or each client by a draw of its own (poisson: the cohort is what is expected)."""
 
     epochs: int = 1
     """E: how often a client goes through its examples in a round (fedsgd: once)."""
@@ -205,6 +209,11 @@ class FederatedConfig:
                 f"clients of {self.rule} tell their loss over all they have, of which --federated."
                 f"steps {self.steps} leaves some out: use --federated.steps None"
             )
+        if self.sampling == "poisson" and self.rule not in WITHOUT_TABLE:
+            raise UserError(
+                f"--federated.sampling poisson has empty places in a cohort, for which "
+                f"{self.rule} keeps no row: use {', '.join(WITHOUT_TABLE)}, or another sampling"
+            )
         self.aggregation.check(self.cohort)
         check_chain(self.aggregation.stages(), self.sampling, self.weighting)
         if self.rule in WITH_NUMBERS and self.aggregation != AggregationConfig():
@@ -213,6 +222,14 @@ class FederatedConfig:
                 "makes sense of: leave --federated.aggregation as it was, or use "
                 "--federated.rule fedavg"
             )
+
+    def places(self, population: int, devices: int) -> int:
+        """Rows of a round: the cohort, or as many as a drawn one of so large a `population` needs,
+        a multiple of `devices`."""
+        if self.sampling != "poisson":
+            return self.cohort
+        most = places_for(population, min(self.cohort / population, 1.0))
+        return -(-most // devices) * devices
 
     def plans(self, here: int) -> "dict[str, FederatedConfig]":
         """Of plan `auto` what is tried for the clients of a device, `here` of them, by name; of
@@ -231,13 +248,18 @@ class FederatedConfig:
         rounds: int,
         population: int,
         attack: AttackConfig = NOBODY,
+        release: Release | None = None,
+        secret: int = 0,
     ) -> Federated:
         """The learner for `rounds` rounds of so large a `population`, whose clients learn as `one`
-        by the `local` optimizer, and some `attack`."""
+        by the `local` optimizer, and some `attack`. A private round may `release` no more than
+        that, with noise of the `secret` seed."""
         self._check_local(local)
         server = self.server.build(rounds)
         byzantine, on_updates = attack.members(population, one.seed), attack.on_updates()
         hostile = None if on_updates is None else attack_stage(on_updates, byzantine)
+        devices = one.mesh.shape["replica"]
+        places = self.places(population, devices)
         arguments = (
             one,
             self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters, population),
@@ -247,12 +269,14 @@ class FederatedConfig:
             ),
             local.learning_rate_schedule(rounds),
             local.learning_rate,
-            Population(population, self.cohort, self.minimum),
-            width_of(self.plan, self.width, self.cohort // one.mesh.shape["replica"]),
+            Population(population, places, 0 if release else self.minimum),
+            width_of(self.plan, self.width, places // devices),
             self.weighting == "uniform",
             self.fine_tuning,
-            Aggregation(tuple(self.aggregation.stages(hostile)), one.seed),
+            Aggregation(tuple(self.aggregation.stages(hostile, release)), one.seed),
             None if attack.name == "none" else byzantine,
+            release.event if release else None,
+            secret,
         )
         if self.rule == "fedbuff":
             durations = Durations(self.durations)

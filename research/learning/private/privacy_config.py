@@ -8,6 +8,7 @@ from typing import Literal
 from research.configuration import check_bounds
 from research.errors import UserError
 from research.exchange.privacy import Budget, Plan, Quantile
+from research.exchange.privacy.release import Release
 from research.learning.private.parts import places
 from research.learning.private.private import Clipping, Method, Private
 from research.learning.synchronous import Synchronous
@@ -17,9 +18,10 @@ from research.learning.synchronous import Synchronous
 class PrivacyConfig:
     """Differential privacy: for whom, and within which budget."""
 
-    unit: Literal["none", "example"] = "none"
+    unit: Literal["none", "example", "client"] = "none"
     """For whom: an example, by DP-SGD, in batches of --data.batch in the mean that are drawn by
-    Poisson sampling; none: nothing is private."""
+    Poisson sampling; or a client with all it has, by DP-FedAvg, in cohorts of --federated.cohort in
+    the mean, drawn so too; none: nothing is private."""
 
     epsilon: float = 8.0
     """Budget: ε for adding or removing one unit. A run stops before it is crossed."""
@@ -105,6 +107,14 @@ class PrivacyConfig:
         """Of a config that is `decided`."""
         assert self.noise_multiplier is not None
         return self.budget.plan(units, expected, 0, self.noise_multiplier)
+
+    def release(self, clients: int, cohort: int) -> Release | None:
+        """What a round of a mean `cohort` of so many `clients` tells of them, where they are
+        private; of a config that is `decided`."""
+        if self.unit != "client":
+            return None
+        plan = self.plan(clients, cohort)
+        return Release(self.clip, plan.event, plan.expected)
 
     def build(self, one: Synchronous, examples: int, batch: int) -> Private:
         """The learner of a config that is `decided`, for so many `examples` and so many of them in

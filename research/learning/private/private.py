@@ -41,7 +41,7 @@ from research.exchange.privacy import (
     ledger,
     noise_of_sum,
 )
-from research.exchange.privacy.noise import COUNTS, SUM, words_of
+from research.exchange.privacy.noise import COUNTS, KEY, SUM, key_at, words_of
 from research.learning.gradients import Batch, Tree
 from research.learning.private.ghost import ghost, suits
 from research.learning.private.parts import ClippedSum, Part, over_microbatches
@@ -49,11 +49,6 @@ from research.learning.private.per_example import per_example
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.models.specification import Specification
 from research.parallel.layout import abstract, constrain
-
-KEY = "privacy_key"
-"""What a step is told beside its batch: the key of the run's noise, so that no compiled program
-holds it."""
-
 
 Method = Literal["auto", "ghost", "per_example"]
 """How an example's norm is found."""
@@ -144,6 +139,10 @@ class Private:
         """The initial `state` with other parameters."""
         return state._replace(parameters=parameters)
 
+    def ledger(self, state: PrivateState) -> Ledger:
+        """What was released so far."""
+        return state.ledger
+
     def events(self, step: int) -> dict[str, np.ndarray]:
         """The key of the noise."""
         return {KEY: words_of(self._seed)}
@@ -166,18 +165,18 @@ class Private:
 
     def _step(self, state: PrivateState, batch: Batch) -> tuple[PrivateState, StepMetrics]:
         batch = dict(batch)
-        key = jax.random.wrap_key_data(batch.pop(KEY), impl="threefry2x32")
-        key = jax.random.fold_in(key, state.step)
+        words = batch.pop(KEY)
         summed = self.clipped_sum(state.parameters, state.bounds, batch, state.step)
 
         bound = jnp.sqrt(jnp.sum(state.bounds**2))
-        noise = gaussian(summed.gradients, self.shardings.parameters, jax.random.fold_in(key, SUM))
+        key = key_at(words, state.step, SUM)
+        noise = gaussian(summed.gradients, key, self.shardings.parameters)
         gradients = jax.tree.map(
             lambda s, n: (s + self._noise * bound * n) / self.expected, summed.gradients, noise
         )
         bounds = state.bounds
         if self._quantile is not None:
-            counts = jax.random.fold_in(key, COUNTS)
+            counts = key_at(words, state.step, COUNTS)
             bounds = adapted(bounds, summed.within, counts, self._quantile, self.expected)
 
         gradients = jax.lax.optimization_barrier(gradients)

@@ -11,6 +11,10 @@ EVENTS = [Event(1.0, 0.125), Event(2.0, 0.125), Event(1.0, 0.25)]
 BUDGET = Budget(2.0, 1e-5, "example")
 
 
+def account(event: Event) -> Account:
+    return Account(BUDGET, event, lambda state: state)
+
+
 def written(*numbers: int) -> Ledger:
     book = ledger.empty()
     for number in numbers:
@@ -26,28 +30,28 @@ def test_kinds_are_counted_in_the_order_in_which_they_came() -> None:
 
 def test_a_run_ends_at_the_last_step_that_fits() -> None:
     event = Event(1.0, 0.03125)
-    account = Account(BUDGET, event)
-    end = account.last_step(ledger.empty(), 0, 10_000)
+    mine = account(event)
+    end = mine.last_step(ledger.empty(), 0, 10_000)
     assert 0 < end < 10_000
     assert epsilon_of([(event, end)], BUDGET.delta, QUICK) <= BUDGET.epsilon
     assert epsilon_of([(event, end + 1)], BUDGET.delta, QUICK) > BUDGET.epsilon
-    assert account.last_step(ledger.empty(), 0, end - 5) == end - 5
-    assert account.observe(ledger.empty()) == {"epsilon": 0.0, "delta": BUDGET.delta}
+    assert mine.last_step(ledger.empty(), 0, end - 5) == end - 5
+    assert mine.observe(ledger.empty()) == {"epsilon": 0.0, "delta": BUDGET.delta}
 
 
 def test_what_was_spent_before_stays_counted() -> None:
     """Steps of less noise before a resume leave fewer of more noise after it."""
-    later = Account(BUDGET, EVENTS[1])
+    later = account(EVENTS[1])
     fresh = later.last_step(ledger.empty(), 0, 10_000)
     assert later.last_step(written(0), 1, 10_000) - 1 < fresh
     with pytest.raises(UserError, match=r"ε = .* one more step of noise 1 would cross"):
-        Account(BUDGET, EVENTS[0]).last_step(written(0, 0, 0), 3, 10)
+        account(EVENTS[0]).last_step(written(0, 0, 0), 3, 10)
 
 
 def test_a_full_ledger_is_named() -> None:
     book = ledger.empty()
     for number in range(ledger.KINDS):
         book = ledger.after(book, Event(100.0 + number, 0.125))
-    Account(BUDGET, Event(100.0, 0.125)).last_step(book, 16, 17)
+    account(Event(100.0, 0.125)).last_step(book, 16, 17)
     with pytest.raises(UserError, match="has 16 kinds of steps already"):
-        Account(BUDGET, Event(50.0, 0.125)).last_step(book, 16, 17)
+        account(Event(50.0, 0.125)).last_step(book, 16, 17)
