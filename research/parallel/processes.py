@@ -173,10 +173,10 @@ def _join(coordinator: str, processes: int, process: int) -> None:
     try:
         client.connect()
     except RuntimeError as error:
-        raise UserError(
+        # No UserError: whoever is missing may have died just now, and the supervisor tries again.
+        raise TimeoutError(
             f"process {process} of {processes} on {socket.gethostname()} waited "
-            f"{RENDEZVOUS_SECONDS} s for the others at {coordinator}: check that it can be reached "
-            "there from every host"
+            f"{RENDEZVOUS_SECONDS} s for the others at {coordinator}"
         ) from error
     state.client = client
     atexit.register(jax.distributed.shutdown)

@@ -2,9 +2,10 @@
 
 `loss_curves` draws the losses of run folders, `exchange_curves` any metric over bytes and over the
 seconds of a network, `placement` which device holds which part of an array, `timeline` who does
-what when in a pipeline, `client_labels` which client has which labels, `reliability_diagram`
-and `nll_over_members` how an ensemble was judged. All return a matplotlib figure that shows itself
-in a notebook, and need no display.
+what when in a pipeline, `generations` what became of a run that lost machines, `goodputs` what that
+costs a large one, `client_labels` which client has which labels, `reliability_diagram` and
+`nll_over_members` how an ensemble was judged. All return a matplotlib figure that shows itself in a
+notebook, and need no display.
 """
 
 from research.reporting.clients import client_labels, client_table
@@ -21,6 +22,7 @@ from research.reporting.ensembles import (
     print_ensemble,
     reliability_diagram,
 )
+from research.reporting.generations import generations, goodputs, read_generations
 from research.reporting.placement import placement
 from research.reporting.timeline import timeline
 
@@ -30,12 +32,15 @@ __all__ = [
     "client_table",
     "ensemble_table",
     "exchange_curves",
+    "generations",
+    "goodputs",
     "loss_curves",
     "nll_over_members",
     "of_one_model",
     "placement",
     "print_ensemble",
     "read_curve",
+    "read_generations",
     "read_run",
     "reliability_diagram",
     "timeline",

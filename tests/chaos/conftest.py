@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,18 @@ class Elastic:
     def generations(self) -> list[dict[str, Any]]:
         return _lines(self.folder / "generations.jsonl")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        return _lines(self.folder / "metrics.jsonl")
+
+    def children(self) -> list[int]:
+        """The processes that the launch has started: workers, those that stand by, services."""
+        pid = self.process.pid
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for path in tasks for child in path.read_text().split()]
+
     def losses(self) -> list[float]:
         """Of all steps; that each is there once, in order, is checked."""
-        records = _lines(self.folder / "metrics.jsonl")
+        records = self.metrics()
         assert [record["step"] for record in records] == list(range(1, len(records) + 1))
         return [record["loss"] for record in records]
 
@@ -86,10 +95,10 @@ class Elastic:
         pids = self.wait(there)["pids"]
         return {int(rank): pid for rank, pid in pids.items()}
 
-    def end(self, status: int = 0) -> str:
+    def end(self, status: int = 0, patience: float = LEFT_AFTER) -> str:
         """Waits for its end; returns all that it printed."""
         try:
-            assert self.process.wait(LEFT_AFTER) == status, self.log.read_text()
+            assert self.process.wait(patience) == status, self.log.read_text()
         except subprocess.TimeoutExpired:
             pytest.fail(self.log.read_text())
         return self.log.read_text()
@@ -100,12 +109,14 @@ def elastic(small_config: Path, tmp_path: Path) -> Iterator[Callable[..., Elasti
     """`elastic(*options, run="name")` starts one; with `resume=True` goes on with that run."""
     started: list[Elastic] = []
 
-    def start(*options: object, run: str = "run", resume: bool = False) -> Elastic:
+    def start(
+        *options: object, run: str = "run", resume: bool = False, more: Sequence[object] = ()
+    ) -> Elastic:
         folder = tmp_path / run
         words: list[object] = ["train", small_config, "--run.directory", folder]
         if resume:
             words = ["resume", folder]
-        started.append(Elastic(folder, [*words, "--cpu-devices", 1], list(options)))
+        started.append(Elastic(folder, [*words, "--cpu-devices", 1, *more], list(options)))
         return started[-1]
 
     yield start

@@ -77,6 +77,6 @@ def test_a_termination_saves_at_one_step_and_asks_to_be_placed_again(elastic: An
     run.process.send_signal(signal.SIGTERM)
     said = run.end(status=75)
     step = len(run.losses())
-    assert f"SIGTERM: saved at step {step} of 900" in said
+    assert f"SIGTERM: saved at step {step} of 400" in said
     assert [int(path.name) for path in (run.folder / "checkpoints").glob("[0-9]*")] == [step]
     assert json.loads((run.folder / "generations.jsonl").read_text())["cause"] == "SIGTERM"

@@ -151,6 +151,8 @@ class Agent:
 
     def _beat(self) -> None:
         self._next_beat = time.monotonic() + BEAT_SECONDS
+        self._places.replace_stopped()
+        self._places.fill(self._quiet)  # what is told to be free is there
         free, folder, held = self._places.free(), self._folder(), None
         if folder is not None and not self._places.active():
             files = snapshot_files.held(folder)
@@ -236,7 +238,7 @@ class Agent:
 
     def _on_facts(self, worker: Worker, facts: dict[str, Any]) -> None:
         if "declared" in facts:
-            worker.declared = facts["declared"]
+            self._places.declared(worker, facts["declared"])
             self._tell(event="declared", declared=worker.declared)
             return
         worker.facts |= facts

@@ -16,6 +16,7 @@ import json
 import socket
 import threading
 import time
+import traceback
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -46,6 +47,9 @@ FUTILE = 3
 CALM_SECONDS = 5.0
 """A generation that has just begun is not ended for a larger one."""
 
+SILENT_SECONDS = 2.0
+"""A host that says nothing for so long may soon be lost."""
+
 
 class Controller:
     """Serves the rendezvous, in a thread of its own, until the run is over."""
@@ -66,6 +70,8 @@ class Controller:
         self._number = 0
         self._snapshot: int | None = None
         self._futile = 0
+        self._promised = options.most  # processes that the next generation waits for
+        self._calm = CALM_SECONDS
         self._history = History()
         self._rendezvous = Rendezvous()
         self._next_beat = 0.0
@@ -88,6 +94,14 @@ class Controller:
             Connection(link, lambda its, message: self._events.put((its, message)))
 
     def _serve(self) -> None:
+        try:
+            self._serve_until_over()
+        except Exception:  # a fault of ours: nobody may wait for us
+            traceback.print_exc()
+            self._over = True
+            self._members.send(do="exit", status=1, text="error: the controller failed, see above")
+
+    def _serve_until_over(self) -> None:
         while not self._over:
             with contextlib.suppress(Empty):
                 self._on_message(*self._events.get(timeout=0.1))
@@ -163,6 +177,7 @@ class Controller:
         its.watch.tell(rank, time.monotonic(), facts.get("step"), facts.get("phase"))
         if "restored" in facts and rank == 0:
             self._history.restored(facts["restored"], facts["source"])
+            self._history.write(self._run.get("folder"))
         if "step" in facts:
             self._futile = 0
             self._history.stepped(facts["step"])
@@ -218,8 +233,8 @@ class Controller:
                 layout = self._fit(free)
                 most = self._fit(self.options.most)
                 # Later on, whoever is still to come makes another generation.
-                patience = 0.0 if self._number else self.options.gather_seconds
-                if layout.processes == most.processes or waited > patience:
+                enough = min(self._promised, most.processes)
+                if layout.processes >= enough or waited > self.options.gather_seconds:
                     self._start(layout)
                     return
             except UserError as error:
@@ -246,6 +261,9 @@ class Controller:
 
     def _start(self, layout: Layout) -> None:
         self._number += 1
+        if layout.processes >= self._promised:
+            self._calm = CALM_SECONDS
+        self._promised = 0
         self._generation = Generation(
             self._number, layout, self.options.hang_seconds, self._several
         )
@@ -309,14 +327,29 @@ class Controller:
             if member.leaving:  # asked for while it started
                 self._leave(member.leaving)
                 return
-        end = its.verdict(now, self._rendezvous.lives(), lambda: self._members.send(do="stacks"))
+        end = its.verdict(
+            now,
+            self._rendezvous.lives(),
+            any(now - member.heard > SILENT_SECONDS for member in self._members),
+            lambda: self._members.send(do="stacks"),
+        )
         if end is not None:
             self._end(end)
-        elif now - self._since > CALM_SECONDS and its.watch.step() >= 0:
-            here = sum(min(m.ready, m.slots - len(m.ranks)) for m in self._members)
-            there = min(its.layout.processes + here, self.options.most)
-            if there > its.layout.processes < self._fit(there).processes:
-                self._leave(GROWTH)
+        elif now - self._since > self._calm and its.watch.step() >= 0:
+            self._grow(its)
+
+    def _grow(self, its: Generation) -> None:
+        """Ends the generation for a larger one, if workers stand by for all of that."""
+        here = sum(min(m.ready, m.slots - len(m.ranks)) for m in self._members)
+        there = min(its.layout.processes + here, self.options.most)
+        if there <= its.layout.processes:
+            return
+        larger = self._fit(there).processes
+        ready = sum(member.ready for member in self._members)
+        if larger > its.layout.processes and (ready >= larger or not self.options.standby):
+            self._promised = larger
+            self._calm *= 2  # until there is a larger one
+            self._leave(GROWTH)
 
     def _leave(self, reason: str) -> None:
         """Asks all workers to stop at a step that they agree on."""

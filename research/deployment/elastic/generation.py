@@ -70,13 +70,20 @@ class Generation:
         """These are stopped by a signal, and cannot say where they are."""
         self._stopped += ranks
 
-    def verdict(self, now: float, service_lives: bool, dump: Callable[[], None]) -> End | None:
-        """Why it has to end, if so. Calls `dump` once, so that hung workers write their stacks."""
+    def verdict(
+        self, now: float, service_lives: bool, silent: bool, dump: Callable[[], None]
+    ) -> End | None:
+        """Why it has to end, if so. Calls `dump` once, so that hung workers write their stacks.
+
+        While some host is `silent`, that others fail may be a consequence: its end will be told.
+        """
         if not service_lives:
             return End("the coordination service died")
         if self._failures:
             settle = SETTLE_SECONDS_OF_HOSTS if self._several else SETTLE_SECONDS
-            return self._blame() if now - self._failures[0].at >= settle else None
+            if now - self._failures[0].at < settle or (silent and self._may_follow()):
+                return None
+            return self._blame()
         if self._hung is None:
             if (hung := self.watch.hung(now)) is not None:
                 self._hung = (*hung, now)
@@ -85,10 +92,15 @@ class Generation:
             return self._name_the_hung()
         return None
 
+    def _may_follow(self) -> bool:
+        """Whether the failures may all come from a peer that is gone or silent."""
+        culprit, _, final = cause(self._failures, self._several)
+        return not final and (culprit.status > 0 or culprit.status == -signal.SIGABRT)
+
     def _blame(self) -> End:
         culprit, text, final = cause(self._failures, self._several)
-        if culprit.status == -signal.SIGABRT and self._stopped:
-            # JAX ends a process whose peer is silent: a step was not what took too long.
+        if self._stopped and self._may_follow():
+            # Others fail, or JAX ends them, since one is silent.
             rank = self._stopped[0]
             return End(f"process {rank} is stopped by a signal", rest=rank)
         status = 2 if culprit.status == 2 else 1

@@ -71,7 +71,9 @@ class History:
         last.step = max(last.step, step)
 
     def end(self, cause: str) -> None:
-        """The newest generation is over."""
+        """The newest generation, if there was one, is over."""
+        if not self.generations:
+            return
         last = self.generations[-1]
         if last.ended is None:
             last.ended, last.cause = self.clock(), cause

@@ -58,6 +58,12 @@ class Places:
             if place.standby is not None:
                 place.standby.kill()
 
+    def replace_stopped(self) -> None:
+        """Ends those that stand by and are held still by a signal: others will."""
+        for place in self._places:
+            if place.standby is not None and place.standby.is_stopped():
+                place.standby.kill()
+
     def free(self) -> list[Worker]:
         """Those that stand by, or will as soon as they have started."""
         now = time.monotonic()
@@ -116,6 +122,11 @@ class Places:
                 worker.signal(signal.SIGUSR1)
         return stopped
 
+    def declared(self, worker: Worker, what: dict[str, Any]) -> None:
+        """It has imported all, and told what its config asks for."""
+        worker.declared = what
+        self._places[worker.place].failures = 0
+
     def ended(self, worker: Worker) -> str | None:
         """Takes note that it is gone; returns a sentence if workers of its place cannot start."""
         place = self._places[worker.place]
@@ -127,7 +138,7 @@ class Places:
         place.standby = None
         if "failed" in worker.facts or self._closed:
             return None
-        place.failures += 1
+        place.failures += not worker.ended_by_us and worker.declared is None
         if place.failures <= MOST_FAILURES:
             return None
         return "workers end before they can take part:\n" + "\n".join(worker.last_lines())

@@ -9,7 +9,8 @@ import threading
 from research.errors import RunError
 from research.parallel.processes import HEARTBEAT_SECONDS
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 10.0
+ATTEMPTS = 3
 
 
 class Rendezvous:
@@ -21,29 +22,14 @@ class Rendezvous:
 
     def serve(self, host: str, processes: int) -> str:
         """Serves so many processes; returns host:port. Raises RunError where it cannot."""
-        self.end()
-        if self._next.poll() is not None:
-            self._next = self._spawn()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            port = probe.getsockname()[1]
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        service, self._next = self._next, self._spawn()
-        self._present = service
-        assert service.stdin is not None and service.stdout is not None
-        try:
-            service.stdin.write(f"{place} {processes} {HEARTBEAT_SECONDS}\n")
-            service.stdin.flush()
-            timer = threading.Timer(PATIENCE_SECONDS, service.kill)
-            timer.start()
-            answer = service.stdout.readline()
-            timer.cancel()
-        except OSError:
-            answer = ""
-        if answer.strip() != "serving":
-            raise RunError(f"the coordination service could not serve {place}")
-        return place
+        for _ in range(ATTEMPTS):  # the one that waited may be dead, or stopped by a signal
+            self.end()
+            service, self._next = self._next, self._spawn()
+            self._present = service
+            place = _free_place(host)
+            if _serves(service, f"{place} {processes} {HEARTBEAT_SECONDS}\n"):
+                return place
+        raise RunError(f"the coordination service could not serve {place}")
 
     def lives(self) -> bool:
         """Whether the present generation has its service."""
@@ -68,6 +54,28 @@ class Rendezvous:
             text=True,
             start_new_session=True,
         )
+
+
+def _free_place(host: str) -> str:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _serves(service: "subprocess.Popen[str]", order: str) -> bool:
+    assert service.stdin is not None and service.stdout is not None
+    timer = threading.Timer(PATIENCE_SECONDS, service.kill)
+    timer.start()
+    try:
+        service.stdin.write(order)
+        service.stdin.flush()
+        return service.stdout.readline().strip() == "serving"
+    except OSError:
+        return False
+    finally:
+        timer.cancel()
 
 
 def _end(service: "subprocess.Popen[str]") -> None:

@@ -1,11 +1,14 @@
 """`research launch --elastic`: this host's agent, and the controller if the rendezvous is here."""
 
 import errno
+import fcntl
 import os
 import signal
 import socket
 import sys
 import threading
+from pathlib import Path
+from typing import IO
 
 from research.deployment.elastic.agent import SIGNALS, Agent
 from research.deployment.elastic.controller import Controller
@@ -28,6 +31,7 @@ def launch_elastic(options: Options, program: list[str] | None = None) -> int:
             f"--processes {options.processes} are fewer than the {options.least} of --elastic "
             f"{options.least}:{options.most}: give more, or a --rendezvous where other hosts come"
         )
+    held = _hold(options)
     controller = _controller(options)
     if options.rendezvous is not None:
         address = place_of(options.rendezvous)
@@ -52,6 +56,27 @@ def launch_elastic(options: Options, program: list[str] | None = None) -> int:
         os.close(our_end)
         if controller is not None:
             controller.close()
+        if held is not None:
+            held.close()
+
+
+def _hold(options: Options) -> IO[str] | None:
+    """The lock of the run folder for launches that resume; it goes with this process. Workers hold
+    one of their own, but not between two generations.
+
+    Raises UserError if another launch of this host has it.
+    """
+    if options.command[0] != "resume" or not Path(options.command[1]).is_dir():
+        return None
+    lock = open(Path(options.command[1]) / f".launch-{options.host}", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(
+            f"another launch on {options.host} has {options.command[1]}: wait for it or stop it"
+        ) from None
+    return lock
 
 
 def _controller(options: Options) -> Controller | None:
