@@ -3,7 +3,7 @@
     python scripts/benchmarks/ensemble.py [--threads 1] [--members 8] [--steps 40] [--quick]
 
 A run alone is a process that makes everything ready, compiles and takes `--steps` steps; so is one
-of the whole ensemble, by scan and by vmap. From start to end is what counts (imports, data and
+of the whole ensemble, by every plan of --plans. From start to end is what counts (imports, data and
 compilation included, no cache of compiled programs), and of the steps alone, which a long run is
 nearly nothing but. What is printed are ratios to M runs alone, each timed by itself in turns.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from harness import REPOSITORY, results, workers
 
 ALONE = "alone"
-PLANS = ("scan", "vmap")
+PLANS = ("scan", "unroll", "vmap")
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     before = results.provenance(threads=options.threads)
     if options.threads:
         workers.confine(workers.choose_cpus(options.threads))
-    sides: dict[str, list[dict[str, float]]] = {name: [] for name in (ALONE, *PLANS)}
+    sides: dict[str, list[dict[str, float]]] = {name: [] for name in (ALONE, *options.plans)}
     for _ in range(options.rounds):
         for name, made in sides.items():
             made.append(started(name, options))
@@ -63,7 +63,7 @@ def main() -> None:
         rows.append([shown, *cells, *[""] * (8 - len(cells))])
     of_whole = ["s", "CPU s", "ms a step", "CPU ms"]
     results.table(["", *of_whole, *(f"ratio, {name}" for name in of_whole)], rows)
-    best = min(summary[plan]["ratio"]["cpu_seconds"]["median"] for plan in PLANS)
+    best = min(summary[plan]["ratio"]["cpu_seconds"]["median"] for plan in options.plans)
     print(results.goal(f"{members} members over {members} runs, CPU seconds", best, 1.0))
     result = {
         "benchmark": "ensemble",
@@ -85,6 +85,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--members", type=int, default=8, help="M (8)")
     parser.add_argument("--steps", type=int, default=40, help="of a run (40)")
+    parser.add_argument("--plans", nargs="+", choices=PLANS, default=PLANS, help="(all)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every kind (3)")
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs/mnist_cnn.py")
     parser.add_argument("--side", choices=(ALONE, *PLANS), help=argparse.SUPPRESS)

@@ -6,7 +6,7 @@ the answers of its own, one by one, and one all-gather over `replica` brings the
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from research.exchange.replicas import DEVICE, Replicas
 from research.learning.ensemble.combination import Combination
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals, cross_entropy
-from research.learning.replicated.replicated import Plan
 from research.learning.replicated.rule import Sending
 from research.learning.synchronous import Synchronous
 from research.parallel.layout import LAYOUT
 
+Plan = Literal["scan", "unroll", "vmap"]
 LEARNS = -1
 BY_MEMBER = P(DEVICE)
 
@@ -120,7 +120,10 @@ class Answering:
                 return answer if total is None else rule.add(total, answer), None
 
             here, _ = add(None, seat_of(members, 0))
-            if self.replicas.seats > 1:
+            if self._plan == "unroll":
+                for seat in range(1, self.replicas.seats):
+                    here, _ = add(here, seat_of(members, seat))
+            elif self.replicas.seats > 1:
                 others = jax.tree.map(lambda leaf: leaf[1:], members)
                 here, _ = jax.lax.scan(add, here, others)
             answers = Replicas(self.replicas.devices).gather(here, self._spec(here))
@@ -189,6 +192,9 @@ class Answering:
             return jax.tree.map(lambda leaf: leaf[None], function(*seat_of(stacked, 0)))
         if self._plan == "vmap":
             return jax.vmap(function)(*stacked)
+        if self._plan == "unroll":
+            each = [function(*seat_of(stacked, seat)) for seat in range(self.replicas.seats)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         return jax.lax.map(lambda seat: function(*seat), stacked)
 
     def _spec(self, answer: jax.Array) -> P:

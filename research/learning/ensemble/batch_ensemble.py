@@ -28,10 +28,9 @@ from jax.sharding import PartitionSpec as P
 
 from research.exchange.message import of_leaves, sent
 from research.exchange.replicas import DEVICE
-from research.learning.ensemble.answers import BY_MEMBER, LEARNS, Answering, Member, seat_of
+from research.learning.ensemble.answers import BY_MEMBER, LEARNS, Answering, Member, Plan, seat_of
 from research.learning.ensemble.combination import Combination
 from research.learning.gradients import Batch, Sums, Tree
-from research.learning.replicated.replicated import Plan
 from research.learning.replicated.rule import Sending, always
 from research.learning.replicated.state import in_front
 from research.learning.synchronous import StepMetrics, Synchronous, of_number

@@ -9,8 +9,9 @@ using Deep Ensembles*, arXiv:1612.01474, algorithm 1, for m = 1 .. M:
 
 A member is one more array dimension: [members, ...] state and [members, batch, ...] data, split
 over the mesh axis `replica`; a member may itself be split over all other axes. Several of a device
-follow one another (`scan`) or are computed side by side (`vmap`). What they are may differ, too
-(`Traits`): a sweep is an ensemble. Member 0 learns what a single model of the same seed learns.
+follow one another (`scan`, or `unroll`: without a loop) or are computed side by side (`vmap`).
+What they are may differ, too (`Traits`): a sweep is an ensemble. Member 0 learns what a single
+model of the same seed learns.
 
 A member whose loss or norms are not finite is frozen as it was before, counted, and left out from
 then on; the others go on.
@@ -29,11 +30,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.exchange.replicas import DEVICE
-from research.learning.ensemble.answers import LEARNS, Answering, Member, seat_of
+from research.learning.ensemble.answers import LEARNS, Answering, Member, Plan, seat_of
 from research.learning.ensemble.combination import Combination, mean
 from research.learning.ensemble.traits import Traits
 from research.learning.gradients import Batch, Tree
-from research.learning.replicated.replicated import Plan
 from research.learning.replicated.state import in_front
 from research.learning.synchronous import StepMetrics, Synchronous, of_number
 from research.models.model import dropping

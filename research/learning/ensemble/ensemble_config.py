@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import optax
 from jax.sharding import Mesh
@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from research.configuration import check_bounds, multiples_near
 from research.data.outside import Outside
 from research.errors import UserError
+from research.learning.ensemble.answers import Plan
 from research.learning.ensemble.batch_ensemble import BatchEnsemble
 from research.learning.ensemble.combination import Rule, combination
 from research.learning.ensemble.ensemble import Ensemble
 from research.learning.ensemble.snapshots import Snapshots, restarts
 from research.learning.ensemble.traits import traits
 from research.learning.optimizer import OptimizerConfig
-from research.learning.replicated.replicated import Plan
 from research.learning.synchronous import Synchronous
 from research.models import CNNConfig, LinearConfig, MLPConfig, ResNetConfig
 from research.parallel.mesh import MeshConfig
@@ -69,9 +69,10 @@ class EnsembleConfig:
     """What `research evaluate` takes for examples from outside, if not text: those of the test
     split with each one's inputs permuted, or CIFAR-10 in gray (beside digits and mnist)."""
 
-    plan: Literal["scan", "vmap", "auto"] = "scan"
-    """How several members of one device are computed: one after another, or side by side; auto
-    takes the faster, by 6 steps of each before the run."""
+    plan: Literal["scan", "unroll", "vmap", "auto"] = "scan"
+    """How several members of one device are computed: one after another, in a loop or without one,
+    or side by side; auto takes the fastest, by 6 steps of each before the run. (Convolutions are
+    20 times slower in a loop on a CPU: there unroll, which compiles every member.)"""
 
     def check(self, mesh: MeshConfig, optimizer: OptimizerConfig) -> None:
         """Raises UserError for a value that no run can have."""
@@ -118,7 +119,7 @@ class EnsembleConfig:
         """Of plan `auto` what is tried, by name; of another one nothing."""
         if self.plan != "auto" or self.rule == "snapshot":  # of which one learns at a time
             return {}
-        return {"scan": replace(self, plan="scan"), "vmap": replace(self, plan="vmap")}
+        return {name: replace(self, plan=name) for name in get_args(Plan)}
 
     def on(self, mesh: Mesh) -> "EnsembleConfig":
         """With the number of members, for `mesh`. Raises UserError where they do not divide."""

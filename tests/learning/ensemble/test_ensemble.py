@@ -99,7 +99,7 @@ def assert_same(mine: Any, its: Any) -> None:
         np.testing.assert_allclose(leaf, other, **CLOSE)
 
 
-@pytest.mark.parametrize("plan", ["scan", "vmap"])
+@pytest.mark.parametrize("plan", ["scan", "unroll", "vmap"])
 def test_every_member_learns_what_it_would_alone(plan: Any) -> None:
     """Clipped by its own gradient's norm, which all of these are."""
     made, state, told = trained(EnsembleConfig("deep", plan=plan), batches())
