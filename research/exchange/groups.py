@@ -46,7 +46,7 @@ def secure_groups(groups: int, codec: FixedPoint) -> Stage:
     def apply(x: Several, state: Tree, round: Round) -> tuple[Several, Tree]:
         group = drawn_groups(round, groups)
         count = _added(x.alive.astype(jnp.float32), group, groups)
-        sums = ring_sums(x.updates, x.alive, group, groups, codec)
+        sums = ring_sums(x.updates, group, groups, codec)
         totals = jax.tree.map(lambda leaf: decode(codec, leaf), sums)
         return _means(totals, jnp.where(count >= SMALLEST_COHORT, count, 0)), state
 
@@ -62,10 +62,9 @@ def secure_groups(groups: int, codec: FixedPoint) -> Stage:
     )
 
 
-def ring_sums(
-    updates: Tree, alive: jax.Array, group: jax.Array, groups: int, codec: FixedPoint
-) -> Tree:
-    """uint32 [groups, ...] of `updates` [n, ...]: the sum of each `group` [n] modulo 2^32.
+def ring_sums(updates: Tree, group: jax.Array, groups: int, codec: FixedPoint) -> Tree:
+    """uint32 [groups, ...] of `updates` [n, ...]: the sum of each `group` [n] modulo 2^32, with
+    zeros of those who are not alive.
 
     What is beyond the range of the codec only a Byzantine one sends, and is put at its end.
     """
@@ -73,7 +72,7 @@ def ring_sums(
     def of_leaf(leaf: jax.Array) -> jax.Array:
         bounded = jnp.clip(leaf, -codec.bound, codec.bound)
         integers, _ = encode(codec, bounded)
-        return _added(jnp.where(rows(alive, leaf), integers, 0), group, groups)
+        return _added(integers, group, groups)
 
     return jax.tree.map(of_leaf, updates)
 
