@@ -10,6 +10,7 @@ import pytest
 
 from research.data import federate
 from research.experiment import (
+    AggregationConfig,
     Experiment,
     FederatedConfig,
     ImagesConfig,
@@ -94,6 +95,7 @@ ROUNDS = Experiment(
     ("rule", "passes", "kinds"),
     [
         ("fedavg", 1, {"all-reduce"}),
+        ("fedavg by the median", 1, {"all-gather"}),
         ("scaffold", 1, {"all-reduce", "reduce-scatter", "all-gather"}),
         ("ditto", 2, {"all-reduce", "reduce-scatter", "all-gather"}),
         ("fedbuff", 1, {"all-reduce", "reduce-scatter", "all-gather"}),
@@ -103,7 +105,11 @@ def test_of_a_round_what_clients_send_and_compute_is_stated(
     rule: Any, passes: int, kinds: set[str]
 ) -> None:
     """Bytes over `replica`; FLOPs of the steps that a mean client takes, by hand."""
-    federated = replace(ROUNDS.federated, rule=rule, concurrency=32)
+    rule, _, robust = rule.partition(" by the ")
+    how = AggregationConfig(rule=robust or "mean")
+    federated = replace(
+        ROUNDS.federated, rule=rule, concurrency=32, aggregation=how, weighting="uniform"
+    )
     found = inspect_experiment(replace(ROUNDS, federated=federated))
     stated = {row.kind for row in found.traffic if row.expected}
     assert stated == kinds

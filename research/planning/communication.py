@@ -91,14 +91,18 @@ def _exchanges(replicas: Replicated | Ensemble | BatchEnsemble) -> Iterator[Expe
 
 
 def _rounds(step: Step, clients: Federated) -> Iterator[Expected]:
-    """What clients send is added up on each device, and then over devices; with several models of
-    the server's that is one move of each."""
+    """What clients send is added up on each device, and then over devices, or laid side by side on
+    all; with several models of the server's that is one move of each."""
     state, algorithm = clients.on_devices, clients.algorithm
     _, up = algorithm.sent(Server(state.parameters, state.shared, state.optimizer))
     sums = (up if algorithm.clusters is None else state.parameters, state.buffers)
-    size = bytes_on_a_device(sums)
-    yield _sum(step, ("replica",), "what clients send", "2 P (n-1)/n", size)
-    devices, rows = step.mesh["replica"], clients.rows
+    size, devices, rows = bytes_on_a_device(sums), step.mesh["replica"], clients.rows
+    if clients.aggregation.stacks:
+        share = clients.population.cohort * size * wire_share("all-gather", devices)
+        formula = "C P (n-1)/n, of C clients"
+        yield Expected("all-gather", ("replica",), "updates side by side", formula, share)
+    else:
+        yield _sum(step, ("replica",), "what clients send", "2 P (n-1)/n", size)
     here = bytes_on_a_device(state.clients)
     if here == 0 or devices == 1 or not clients.rows_cross:
         return

@@ -301,14 +301,34 @@ class Federated:
         who: jax.Array,
         secret: jax.Array | None,
     ) -> Made:
-        """Of the sum of the answers, or of the updates side by side."""
-        made: Any = answers.replies
-        if self.aggregation.stacks:
+        """Of the sum of the answers, or of the updates side by side.
+
+        These are laid on every device by hand: the partitioner would split over `replica` what a
+        rule makes of them, and gather it once more.
+        """
+        make, stages, step = self.aggregation.together, state.stages, state.step
+        if not self.aggregation.stacks:
+            return make(answers.replies, stages, step, answers.weight, who, secret)
+        devices = Replicas(self._devices)
+
+        def gathered(rows: jax.Array, one: NamedSharding | None = None) -> jax.Array:
+            spec = P(None, *(one.spec if one else ()))
+            return devices.gather(rows, spec).reshape(-1, *rows.shape[1:])
+
+        def on_device(told: Any, updates: Updates, who: jax.Array) -> Made:
+            stages, step, secret = told
             move, more = updates.sent
             placed = like(move, self.shardings.parameters), self.shardings.shared
-            made = Several(jax.tree.map(_side_by_side, (move, more), placed), updates.weight)
-        weight = answers.weight
-        return self.aggregation.together(made, state.stages, state.step, weight, who, secret)
+            x = Several(jax.tree.map(gathered, (move, more), placed), gathered(updates.weight))
+            return make(x, stages, step, jnp.sum(x.weight), gathered(who), secret)
+
+        return jax.shard_map(
+            on_device,
+            in_specs=(P(), P(DEVICE), P(DEVICE)),
+            out_specs=P(),
+            axis_names={DEVICE},
+            check_vma=False,
+        )((stages, step, secret), updates, who)
 
     def _rate_of(self, step: jax.Array) -> jax.Array:
         return jnp.asarray(self._rate(step), jnp.float32)
@@ -429,8 +449,3 @@ class Federated:
             axis_names={DEVICE},
             check_vma=False,
         )(state, who, own, data, held)
-
-
-def _side_by_side(rows: jax.Array, one: NamedSharding) -> jax.Array:
-    """`rows` [cohort, ...] on every device of `replica`, each lying as `one` says."""
-    return jax.lax.with_sharding_constraint(rows, NamedSharding(one.mesh, P(None, *one.spec)))
