@@ -3,9 +3,9 @@
     python scripts/benchmarks/elastic.py --kills 20      from kill -9 of one of 4 to the next step
     python scripts/benchmarks/elastic.py --overhead      snapshots and beats, in shares of a step
 
-The first trains `configs/python_stdlib.py` in 4 processes of one device, and kills each rank in
-turn. Times are those of `generations.jsonl`: from the kill as the supervisor saw it to the first
-step that is done again.
+The first trains `configs/python_stdlib.py`, or another `--config`, in 4 processes of one device,
+and kills each rank in turn. Times are those of `generations.jsonl`: from the kill as the supervisor
+saw it to the first step that is done again.
 """
 
 import argparse
@@ -33,20 +33,21 @@ def main() -> None:
     """One of both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--overhead", action="store_true")
     options = parser.parse_args()
     if options.overhead:
         overhead()
     else:
-        recoveries(options.kills)
+        recoveries(options.kills, options.config)
 
 
-def recoveries(kills: int) -> None:
+def recoveries(kills: int, config: Path) -> None:
     """Median and worst seconds of so many kills, and the steps that were done again."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         words = ["--processes", str(PROCESSES), "--elastic", f"2:{PROCESSES}"]
-        words += ["--return-seconds", "0", "--", "train", str(CONFIG), "--cpu-devices", "1"]
+        words += ["--return-seconds", "0", "--", "train", str(config), "--cpu-devices", "1"]
         words += ["--run.directory", str(folder), "--run.steps", "100000", *SMALL]
         launch = subprocess.Popen(
             [sys.executable, "-m", "research", "launch", *words],
