@@ -52,7 +52,7 @@ class Agent:
         self._status: int | None = None
         self._generation = 0
         self._quiet = False  # a generation trains, and does not start
-        self._run: dict[str, str] = {}  # identity and folder
+        self._run = _run_of(options.command)  # identity and folder, once they are known
         self._copies: CopyServer | None = None
         self._peer: tuple[str, int] | None = None  # where copies of our snapshots go
         self._signals: list[int] = []
@@ -297,3 +297,13 @@ class Agent:
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+def _run_of(command: list[str]) -> dict[str, str]:
+    """What the memory of hosts may hold snapshots of: the run that a command resumes."""
+    if command[0] != "resume":
+        return {}
+    folder = Path(command[1]).absolute()
+    with contextlib.suppress(OSError):
+        return {"identity": (folder / ".identity").read_text(), "folder": str(folder)}
+    return {}

@@ -260,7 +260,9 @@ class Controller:
     # Starting -------------------------------------------------------------------------------
 
     def _start(self, layout: Layout) -> None:
-        self._number += 1
+        # Snapshots of an earlier launch may still be there: theirs are other generations.
+        earlier = [file.generation for member in self._members for file in member.held]
+        self._number = max([self._number, *earlier]) + 1
         if layout.processes >= self._promised:
             self._calm = CALM_SECONDS
         self._promised = 0
