@@ -71,6 +71,8 @@ def train(experiment: Experiment, name: str = "run") -> Path:
             if prepared.federation is not None:
                 folder.write("clients", prepared.federation.to_json())
             folder.write("environment", environment(experiment.run.seed))
+            # Before it is a run: a supervisor has to know that it may be one.
+            tell(folder=str(folder.path.absolute()), identity=folder.identity())
             # Last: with it the folder is a run. In it is what the mesh decided.
             folder.write("config", prepared.experiment.to_json())
         barrier("run folder")
