@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from research.learning.objective import Totals
+from research.models.convolution import in_a_loop
 from research.models.model import Extras
 from research.parallel.layout import into_microbatches
 
@@ -61,9 +62,10 @@ def accumulated(
             gradients, (sums, buffers) = at_once(loss, parameters, buffers, rows)
             return (jax.tree.map(jnp.add, summed, (gradients, sums)), buffers), None
 
-        ((gradients, sums), buffers), _ = jax.lax.scan(
-            accumulate, ((gradients, sums), buffers), parts
-        )
+        with in_a_loop():
+            ((gradients, sums), buffers), _ = jax.lax.scan(
+                accumulate, ((gradients, sums), buffers), parts
+            )
         if manual:
             gradients, sums = jax.lax.psum((gradients, sums), "data")
         return gradients, (sums, buffers)

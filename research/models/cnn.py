@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.errors import UserError
+from research.models.convolution import convolve
 from research.models.inputs import image_shape
 from research.models.model import Model
 from research.models.specification import Specification
@@ -86,6 +87,7 @@ class CNN(Model):
                 padding=padding,
                 kernel_init=nnx.with_metadata(weights, axes=(None, None, *axes)),
                 dtype=dtype,
+                conv_general_dilated=convolve,
                 rngs=rngs,
             )
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.errors import UserError
+from research.models.convolution import convolve
 from research.models.inputs import image_shape
 from research.models.model import Model
 from research.models.specification import Specification
@@ -189,6 +190,7 @@ def convolution(
         use_bias=False,
         kernel_init=nnx.with_metadata(weights, axes=(None, None, *axes)),
         dtype=jnp.dtype(config.dtype),
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 

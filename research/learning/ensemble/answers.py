@@ -21,6 +21,7 @@ from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals, cross_entropy
 from research.learning.replicated.rule import Sending
 from research.learning.synchronous import Synchronous
+from research.models.convolution import in_a_loop
 from research.parallel.layout import LAYOUT
 
 Plan = Literal["scan", "unroll", "vmap"]
@@ -125,7 +126,8 @@ class Answering:
                     here, _ = add(here, seat_of(members, seat))
             elif self.replicas.seats > 1:
                 others = jax.tree.map(lambda leaf: leaf[1:], members)
-                here, _ = jax.lax.scan(add, here, others)
+                with in_a_loop():
+                    here, _ = jax.lax.scan(add, here, others)
             answers = Replicas(self.replicas.devices).gather(here, self._spec(here))
             total = answers[0]
             for answer in answers[1:]:
@@ -195,7 +197,8 @@ class Answering:
         if self._plan == "unroll":
             each = [function(*seat_of(stacked, seat)) for seat in range(self.replicas.seats)]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        return jax.lax.map(lambda seat: function(*seat), stacked)
+        with in_a_loop():
+            return jax.lax.map(lambda seat: function(*seat), stacked)
 
     def _spec(self, answer: jax.Array) -> P:
         """How a device's answers lie on the other axes: by rows, where these divide."""

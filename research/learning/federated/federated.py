@@ -42,6 +42,7 @@ from research.learning.federated.state import FederatedState, Population, shardi
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals
 from research.learning.synchronous import StepMetrics, Synchronous
+from research.models.convolution import in_a_loop
 from research.parallel.layout import abstract
 
 
@@ -376,7 +377,8 @@ class Federated:
             answers, rows = jax.vmap(answer)(*clients)
             return jax.tree.map(lambda t, each: t + jnp.sum(each, axis=0), total, answers), rows
 
-        answers, after = jax.lax.scan(group, none, grouped)
+        with in_a_loop():
+            answers, after = jax.lax.scan(group, none, grouped)
         return answers, jax.tree.map(lambda rows: rows.reshape(here, *rows.shape[2:]), after)
 
     def _answer(
@@ -440,7 +442,8 @@ class Federated:
             return personal(it, self.algorithm.personal, self._fine_tuning, held, who["pieces"])
 
         def on_device(state: FederatedState, *clients: Any) -> Totals:
-            return jax.lax.map(each, clients)
+            with in_a_loop():
+                return jax.lax.map(each, clients)
 
         return jax.shard_map(
             on_device,

@@ -25,6 +25,7 @@ from research.exchange.privacy import Groups, clipped
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals, cross_entropies
 from research.learning.private.parts import ClippedSum, Part, told
+from research.models.convolution import patches
 from research.models.model import Extras
 
 Path = tuple[str, ...]
@@ -200,26 +201,10 @@ def _is_plain(layer: nnx.Conv) -> bool:
 
 def _products(layer: Any, x: jax.Array, delta: jax.Array) -> Products:
     if isinstance(layer, nnx.Conv):
-        x = _patches(x, layer.kernel_size, layer.padding)
+        x = patches(x, layer.kernel_size, str(layer.padding))
     rows = x.shape[0]
     x = x.astype(jnp.float32).reshape(rows, -1, x.shape[-1])
     return Products(x, delta.astype(jnp.float32).reshape(rows, -1, delta.shape[-1]))
-
-
-def _patches(x: jax.Array, kernel: Any, padding: Any) -> jax.Array:
-    """[rows, height, width, channels] as [rows, height, width, kernel · kernel · channels]: what
-    each output of a convolution sees."""
-    high, wide = kernel
-    if padding == "SAME":
-        margins = [((size - 1) // 2, size // 2) for size in (high, wide)]
-        x = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-    height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
-    shifted = [
-        x[:, down : down + height, right : right + width]
-        for down in range(high)
-        for right in range(wide)
-    ]
-    return jnp.concatenate(shifted, axis=-1)
 
 
 def _where(factors: jax.Array, rows: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from research.exchange.privacy import Clipped
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.objective import Totals
+from research.models.convolution import in_a_loop
 from research.models.model import Extras
 from research.parallel.layout import LAYOUT, into_microbatches
 
@@ -92,7 +93,8 @@ def over_microbatches(
 
         shapes = jax.eval_shape(lambda: part(parameters, rows_of(0), bounds))
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total = jax.lax.fori_loop(0, trips, add, none)
+        with in_a_loop():
+            total = jax.lax.fori_loop(0, trips, add, none)
         return jax.lax.psum(total, "data") if manual else total
 
     if not manual:

@@ -35,6 +35,7 @@ from research.learning.replicated.state import (
     like_parameters,
 )
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
+from research.models.convolution import in_a_loop
 from research.parallel.layout import abstract
 
 Plan = Literal["scan", "vmap"]
@@ -179,7 +180,8 @@ class Replicated:
             return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(_only, stacked)))
         if self._plan == "vmap":
             return jax.vmap(function)(*stacked)
-        return jax.lax.map(lambda seat: function(*seat), stacked)
+        with in_a_loop():
+            return jax.lax.map(lambda seat: function(*seat), stacked)
 
     def _learn(
         self, step: jax.Array, number: jax.Array, replica: Replica, batch: Batch
