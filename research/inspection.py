@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from research.data import TextConfig, federate
 from research.errors import UserError
 from research.experiment import Experiment
+from research.learners import abstract_events, learner, with_replicas
 from research.planning.inspection import Inspection, Load, inspect
 from research.planning.step import Step
-from research.prepared import abstract_events, cohorts, learner, with_replicas
+from research.prepared import cohorts
 from research.rows import rows_of_members, seats_of, sharding_of_batch, sharding_of_cohort
 
 UNMEASURED = "plan auto measures, and nothing is run here: this is the step by scan"

@@ -1,59 +1,44 @@
 """An experiment made ready on its devices: data, mesh and compiled functions."""
 
-import contextlib
 import copy
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from research.data import (
     Batches,
     Clients,
     Cohorts,
-    Dataset,
     Federation,
     HeldOut,
     LabeledArrays,
     Members,
     PoissonBatches,
     Source,
-    Taught,
-    cache_folder,
     evaluated_examples,
     evaluation_batches,
     federate,
     poisoned,
     triggered,
 )
-from research.data.dataset import Example
 from research.errors import UserError
-from research.exchange.privacy import Account, pld_epsilon
-from research.exchange.privacy.ledger import NEIGHBORS
+from research.exchange.privacy import Account
 from research.experiment import Experiment
+from research.learners import abstract_events, learner, tune_process, with_replicas
 from research.learning import (
     Ensemble,
     Federated,
     Learner,
     Private,
-    Replicated,
     State,
-    Synchronous,
 )
 from research.learning.attack_config import POISONINGS
-from research.learning.ensemble.votes import noisy_votes, spent
-from research.models import Specification
-from research.parallel.host_memory import keep_freed_memory
-from research.parallel.layout import abstract, batch_sharding
-from research.parallel.mesh import MeshConfig
-from research.parallel.processes import compile_together, is_first
+from research.parallel.layout import batch_sharding
+from research.parallel.processes import compile_together
 from research.rows import (
+    EVALUATED,
     Rows,
     poisson,
     rows_of_all_members,
@@ -65,14 +50,11 @@ from research.rows import (
     sharding_of_cohort,
     with_budget,
 )
-from research.training.checkpoints import Checkpoints
+from research.teachers import loaded
 from research.training.evaluation import evaluate, summary, totals_of
 from research.training.evaluation_of_clients import evaluate_by_client, evaluate_personal
 from research.training.evaluation_of_ensembles import Answered, answers
 from research.training.folder import RunFolder
-
-EVALUATED = 512
-"""Examples that are evaluated together where `--data.batch` is a client's."""
 
 
 class Prepared:
@@ -246,12 +228,6 @@ class Prepared:
         return call
 
 
-def with_replicas(experiment: Experiment, mesh: jax.sharding.Mesh) -> Experiment:
-    """`experiment` with the number of replicas, so that other meshes will have as many."""
-    exchange, ensemble = experiment.exchange.on(mesh), experiment.ensemble.on(mesh)
-    return replace(experiment, exchange=exchange, ensemble=ensemble)
-
-
 def and_told(step: Callable[..., Any], ensemble: Ensemble) -> Callable[[State, Any], Any]:
     """A compiled `step` of members, and after it what is told of them together."""
 
@@ -296,204 +272,6 @@ def clients_of(federation: Federation | None) -> int:
     return 0 if federation is None else len(federation.train)
 
 
-class Restored:
-    """The newest checkpoint of a run, on the run's mesh if it fits this machine, else on 1 device.
-
-    Needs none of the run's data.
-    """
-
-    def __init__(self, folder: RunFolder, change: Callable[[Experiment], Experiment] = lambda e: e):
-        before = Experiment.from_json(folder.read("config"))
-        self.experiment = change(before)
-        self.data = folder.read("data")
-        self.specification = Specification(tuple(self.data["shape"]), self.data["classes"])
-        try:
-            self.mesh = self.experiment.mesh.build()
-        except UserError:
-            if self.experiment.mesh != before.mesh:  # asked for
-                raise
-            self.mesh = MeshConfig().build(jax.devices()[:1])
-        tune_process(self.experiment)
-        self.learner = learner(
-            self.experiment,
-            self.specification,
-            self.mesh,
-            self.data.get("clients", 0),
-            self.data["examples"]["train"],
-        )
-        checkpoints = Checkpoints(folder.checkpoints)
-        with contextlib.closing(checkpoints), jax.set_mesh(self.mesh):
-            self.step, self.state = checkpoints.restore(self.learner.abstract_state, warn)
-
-
-def loaded(experiment: Experiment) -> Dataset:
-    """The data of `experiment`; where it has a teacher, with what that says of every training
-    example, or of those for validation, if it is to vote: these are public.
-
-    Raises UserError for text, which would have a probability a token of the vocabulary.
-    """
-    dataset, ensemble = experiment.data.load(), experiment.ensemble
-    if ensemble.teacher is None:
-        return dataset
-    if dataset.unit == "tokens":
-        raise UserError(
-            "--ensemble.teacher is not for text, of which every token would have a probability for "
-            "each of the vocabulary: leave it out"
-        )
-    run = Path(ensemble.teacher)
-    if not ensemble.vote_noise:
-        return replace(dataset, train=Taught(dataset.train, partial(probabilities, run, dataset)))
-    public = dataset.validation
-    votes = partial(votes_of, run, dataset, ensemble.vote_noise, ensemble.vote_seed or 0)
-    return replace(
-        dataset, train=Taught(public, votes), validation=dataset.test, test_is_validation=True
-    )
-
-
-def probabilities(run: Path, dataset: Dataset) -> Example:
-    """`soft` float32 [examples, classes]: what the model or ensemble of `run` says of the training
-    examples of `dataset`. Raises UserError where its own had other shapes."""
-    teacher = teacher_of(run, dataset)
-    model = teacher.learner.model
-    soft = asked(teacher, dataset.train, lambda s, batch: jax.nn.softmax(model(s)(batch["inputs"])))
-    return {"soft": soft}
-
-
-def votes_of(run: Path, dataset: Dataset, deviation: float, seed: int) -> Example:
-    """`targets` int32 [examples]: what the members of `run` vote for, with noise, of the validation
-    examples of `dataset`; and it says what that tells of an example of theirs.
-
-    Raises UserError where these have other shapes, or members had examples in common.
-    """
-    teacher = teacher_of(run, dataset)
-    ensemble, learner = teacher.experiment.ensemble, teacher.learner
-    if not isinstance(learner, Ensemble) or ensemble.share != "disjoint":
-        raise UserError(
-            f"the members of {run} are not of --ensemble.rule deep and --ensemble.share disjoint: "
-            "one example could change the votes of many, and noise for one vote hides nobody"
-        )
-    key, public = jax.random.key(seed), dataset.validation
-
-    def ask(state: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        keys = jax.vmap(partial(jax.random.fold_in, key))(batch["numbers"])
-        return noisy_votes(learner.predict(state, batch).log_probabilities, deviation, keys)
-
-    made = asked(teacher, public, ask)
-    delta = 0.1 / teacher.data["examples"]["train"]
-    epsilon = pld_epsilon(spent(deviation, len(public)), delta)
-    say(
-        f"{len(public):,} labels by the votes of {learner.count} members with noise of deviation "
-        f"{deviation:g}: ε = {epsilon:.3f} at δ = {delta:.2g} for one training example of theirs "
-        f"({NEIGHBORS}, PLD accountant)"
-    )
-    return {"targets": made}
-
-
-def teacher_of(run: Path, dataset: Dataset) -> "Restored":
-    """Whoever was trained in `run`. Raises UserError where `dataset` has other shapes."""
-    teacher = Restored(RunFolder.existing(run))
-    if teacher.specification != dataset.specification:
-        raise UserError(
-            f"{run} was trained on {teacher.data['name']} of {teacher.specification}, and here is "
-            f"{dataset.name} of {dataset.specification}: --ensemble.teacher needs the same"
-        )
-    return teacher
-
-
-def asked(
-    teacher: "Restored", source: Source, question: Callable[[Any, dict[str, jax.Array]], jax.Array]
-) -> np.ndarray:
-    """What `question(state, batch)` gives for all examples of `source`, [examples, ...]; a batch
-    has the `numbers` of its examples, too."""
-    made: list[np.ndarray] = []
-    whole = jax.sharding.NamedSharding(teacher.mesh, jax.sharding.PartitionSpec())
-    answer, rows = jax.jit(question, out_shardings=whole), Rows.of(whole, EVALUATED)
-    with jax.set_mesh(teacher.mesh):
-        for first, batch in enumerate(evaluation_batches(source, rows.count, rows.own)):
-            numbers = (first * rows.count + rows.own).astype(np.int32)
-            placed = rows.place(batch | {"numbers": numbers})
-            made.append(jax.device_get(answer(teacher.state, placed)))
-    return np.concatenate(made)[: len(source)]
-
-
-def abstract_events(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a step is told beside its batch, whole on every device."""
-    events = learner.events(0)
-    whole = jax.sharding.NamedSharding(learner.mesh, jax.sharding.PartitionSpec())
-    return abstract(events, dict.fromkeys(events, whole))
-
-
-def learner(
-    experiment: Experiment,
-    specification: Specification,
-    mesh: jax.sharding.Mesh,
-    clients: int = 0,
-    examples: int = 0,
-) -> Learner:
-    """The algorithm of `experiment` on `mesh`, for so many training `examples` of `specification`,
-    of so many `clients` if they keep them."""
-    steps, exchange = experiment.run.steps, experiment.exchange
-    asynchronous, federated = experiment.asynchronous, experiment.federated
-    ensemble = experiment.ensemble
-    schedule = ensemble.on(mesh).schedule(experiment.optimizer, steps)
-    alone = exchange.rule == asynchronous.rule == federated.rule == ensemble.rule == "none"
-    one = Synchronous(
-        experiment.model,
-        specification,
-        experiment.optimizer.build(steps, schedule),
-        schedule,
-        mesh,
-        experiment.run.seed,
-        experiment.optimizer.microbatches,
-        experiment.pipeline,
-        outside=() if alone else ("replica",),
-    )
-    if experiment.privacy.unit == "example":
-        return experiment.privacy.build(one, examples, experiment.data.batch)
-    if alone:
-        return one
-    if asynchronous.rule != "none":
-        return asynchronous.build(one)
-    if federated.rule != "none":
-        return federated.build(
-            one,
-            experiment.optimizer,
-            steps,
-            clients,
-            experiment.attack,
-            experiment.privacy.release(clients, federated.cohort),
-            experiment.privacy.seed or 0,
-        )
-    if ensemble.rule != "none":
-        return ensemble.on(mesh).build(one, experiment.optimizer, steps, experiment.model)
-    exchange = exchange.on(mesh)
-    assert exchange.replicas is not None
-    return Replicated(
-        one,
-        exchange.build(steps, experiment.attack),
-        exchange.replicas,
-        "scan" if exchange.plan == "auto" else exchange.plan,  # nothing was measured
-        drop=exchange.drops,
-    )
-
-
-def tune_process(experiment: Experiment) -> None:
-    """Keeps compiled programs for the next start, and freed memory for the next step."""
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
-    if not experiment.run.compilation_cache:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def warn(line: str) -> None:
-    """One line on standard error, from process 0."""
-    if is_first():
-        print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
 def description(prepared: Prepared) -> dict[str, Any]:
     """What a run folder keeps of its data: enough to restore the model, and to know the data
     again."""
@@ -532,9 +310,3 @@ def check_same_data(folder: RunFolder, prepared: Prepared) -> None:
             f"{dataset.digest[:12]}, and was {recorded[:12]}): bring back that data "
             "(or that Python, for its standard library), or start a new run"
         )
-
-
-def say(line: str) -> None:
-    """One line on standard output, from process 0."""
-    if is_first():
-        print(line, flush=True)

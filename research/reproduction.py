@@ -21,8 +21,8 @@ from research import runs
 from research.configuration import nearest
 from research.errors import Diverged, RunError, UserError
 from research.experiment import Experiment
+from research.learners import with_replicas
 from research.parallel.processes import count
-from research.prepared import with_replicas
 from research.reporting.ledger import (
     Measurement,
     Provenance,

@@ -15,6 +15,9 @@ from research.learning.private import places
 from research.parallel.layout import LAYOUT, batch_sharding, place, rows_of_this_process
 from research.parallel.processes import shared
 
+EVALUATED = 512
+"""Examples that are evaluated together where `--data.batch` is a client's."""
+
 
 @dataclass(frozen=True)
 class Rows:

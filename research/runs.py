@@ -31,11 +31,12 @@ from research.parallel.processes import (
     is_first,
     shared,
 )
+from research.parallel.saying import say, warn
 from research.parallel.stopping import StopRequest
 from research.parallel.supervision import GROWTH, dump_stacks_to, on_leave, phase, tell
 from research.plans import settled
 from research.preflight import check_meeting
-from research.prepared import Prepared, check_same_data, description, say, warn
+from research.prepared import Prepared, check_same_data, description
 from research.trained import text_of
 from research.training import snapshots as memory
 from research.training.checkpoints import Checkpoints

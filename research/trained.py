@@ -13,8 +13,10 @@ from research.learning import Learner, State
 from research.models import TransformerConfig
 from research.models.generation import generate
 from research.parallel.processes import is_first
-from research.prepared import Prepared, Restored, check_same_data, say
+from research.parallel.saying import say
+from research.prepared import Prepared, check_same_data
 from research.reporting import nll_over_members, print_ensemble, reliability_diagram
+from research.restored import Restored
 from research.training.evaluation import ALL
 from research.training.evaluation_of_clients import spreads_in_words
 from research.training.evaluation_of_ensembles import evaluate_ensemble

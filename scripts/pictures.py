@@ -51,9 +51,9 @@ def draw(run: Path, output: Path) -> None:
 
     from research.errors import UserError
     from research.experiment import Experiment
+    from research.learners import learner
     from research.models import Specification
     from research.parallel.layout import batch_sharding
-    from research.prepared import learner
     from research.reporting.curves import draw_losses, read_curve
     from research.reporting.picture import STYLE, Picture
     from research.reporting.placement import draw_placement

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from research.experiment import Experiment
 from research.models import Specification
 from research.parallel.layout import batch_sharding
-from research.prepared import learner
+from research.learners import learner
 experiment = Experiment.load(Path(sys.argv[1]))
 specification = Specification((experiment.data.context,), experiment.data.vocabulary_size)
 mesh = experiment.mesh.build()

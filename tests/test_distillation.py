@@ -21,7 +21,8 @@ from research.experiment import (
     TableConfig,
     TextConfig,
 )
-from research.prepared import Prepared, Restored
+from research.prepared import Prepared
+from research.restored import Restored
 from research.training.folder import RunFolder
 
 

@@ -20,9 +20,9 @@ from research.experiment import (
     OptimizerConfig,
     RunConfig,
 )
-from research.prepared import Restored
 from research.reporting.picture import SERIES
 from research.reproduction import Measurement, Reproduction, Results, Run
+from research.restored import Restored
 from research.training.folder import RunFolder
 
 MEMBERS = 4
