@@ -53,7 +53,7 @@ WAYS = {
     "2NN, FedSGD, shards": Way("2NN", "shards", 0, 0.2, 900),
     "CNN, E = 5, B = 10, IID": Way("CNN", "iid", 5, 0.03, 40),
     "CNN, E = 5, B = 10, shards": Way("CNN", "shards", 5, 0.1, 400, hours=True),
-    "CNN, E = 1, B = 10, IID": Way("CNN", "iid", 1, 0.06, 80),
+    "CNN, E = 1, B = 10, IID": Way("CNN", "iid", 1, 0.06, 80, hours=True),
     "CNN, E = 1, B = 10, shards": Way("CNN", "shards", 1, 0.1, 600, hours=True),
     "CNN, FedSGD, IID": Way("CNN", "iid", 0, 0.2, 1500, hours=True),
     "CNN, FedSGD, shards": Way("CNN", "shards", 0, 0.2, 1500, hours=True),
