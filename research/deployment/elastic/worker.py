@@ -126,8 +126,9 @@ class Worker:
     def _await_end(self) -> None:
         if hasattr(os, "waitid"):  # not on macOS before Python 3.13
             # Until it is reaped, the number of its group is nobody else's: end what it left behind.
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            # (Who asked for its status before has reaped it.)
+            with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
                 os.killpg(self.pid, signal.SIGKILL)
         status = self.process.wait()
         for reader in self._readers:
