@@ -27,7 +27,7 @@ experiment = Experiment(
 )
 """
 
-LEFT_AFTER = 90
+LEFT_AFTER = 300
 """Seconds for whatever is waited for; a busy machine needs some."""
 
 
