@@ -72,6 +72,9 @@ __all__ = [
 Model = TransformerConfig | LSTMConfig | MLPConfig | CNNConfig | ResNetConfig | LinearConfig
 Data = TextConfig | ImagesConfig | TableConfig | SyntheticConfig
 
+BATCH_WITH_CANARIES = 16
+"""At most a quarter of the examples are left out: no batch is but with a probability of 4^-16."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -159,6 +162,8 @@ class Experiment:
     def _check_privacy(self, ways: Collection[str]) -> None:
         privacy = self.privacy
         privacy.check()
+        if privacy.canaries:
+            self._check_canaries(ways)
         if privacy.unit == "client":
             check_private_rounds(self.federated, privacy)
         if privacy.unit != "example":
@@ -180,6 +185,22 @@ class Experiment:
                 f"--optimizer.microbatches {self.optimizer.microbatches} cut a batch of fixed "
                 "size, and a private one is drawn: use --privacy.microbatch, the examples of a "
                 "device whose gradients are had at once"
+            )
+
+    def _check_canaries(self, ways: Collection[str]) -> None:
+        shared = [*ways, *["--ensemble.teacher"] * (self.ensemble.teacher is not None)]
+        if self.mesh.stage > 1:
+            shared.append(f"--mesh.stage {self.mesh.stage}")
+        if shared:
+            raise UserError(
+                f"--privacy.canaries are for one model that learns from labels alone and can be "
+                f"asked for the loss of each example, which {shared[0]} is not: leave one of the "
+                "two out"
+            )
+        if self.privacy.unit == "none" and self.data.batch < BATCH_WITH_CANARIES:
+            raise UserError(
+                f"a batch of {self.data.batch} may consist of canaries that were left out alone: "
+                f"use --data.batch {BATCH_WITH_CANARIES} or more with --privacy.canaries"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from research.data import (
     Batches,
+    Canaries,
     Clients,
     Cohorts,
     Federation,
@@ -24,7 +26,7 @@ from research.data import (
     triggered,
 )
 from research.errors import UserError
-from research.exchange.privacy import Account
+from research.exchange.privacy import Account, Audit, audited
 from research.experiment import Experiment
 from research.learners import abstract_events, learner, tune_process, with_replicas
 from research.learning import (
@@ -50,7 +52,7 @@ from research.rows import (
     sharding_of_cohort,
     with_budget,
 )
-from research.teachers import loaded
+from research.teachers import loaded, with_its_canaries
 from research.training.evaluation import evaluate, summary, totals_of
 from research.training.evaluation_of_clients import evaluate_by_client, evaluate_personal
 from research.training.evaluation_of_ensembles import Answered, answers
@@ -74,7 +76,7 @@ class Prepared:
             self.dataset = loaded(experiment)
             self.batches = members(experiment, self.dataset.train)
         elif experiment.privacy.unit == "example":
-            self.dataset = experiment.data.load()
+            self.dataset = with_its_canaries(experiment)
             examples = len(self.dataset.train)
             self.experiment = experiment = with_budget(experiment, examples)
             self.rows = rows_of_private_batch(experiment, self.mesh, examples)
@@ -207,6 +209,22 @@ class Prepared:
                 self.rows.place,
             )
         return metrics
+
+    def audit(self, state: State) -> Audit | None:
+        """What guesses tell of `state`, if there are canaries in the training set: which of them
+        were learned, by how much their loss fell from that of the initial model."""
+        train = self.dataset.train
+        if not isinstance(train, Canaries):
+            return None
+        before, after = (self._losses(each, train.each()) for each in (self.learner.init(), state))
+        return audited(before - after, train.included, self.experiment.privacy.delta)
+
+    def _losses(self, state: State, split: Source) -> np.ndarray:
+        """float64 [examples]: the mean loss over the targets of each."""
+        parts = evaluation_batches(split, self.evaluated.count, self.evaluated.own)
+        placed = (self.evaluated.place(rows) for rows in parts)
+        totals = totals_of(self._compiled("evaluate_each"), state, placed)[: len(split)]
+        return totals[:, 0] / totals[:, 2]
 
     def answers(self, state: State, split: Source) -> Iterable[Answered]:
         """What the members of an ensemble say of a split, batch by batch; of those that learn."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.data import Dataset, Source, Taught, evaluation_batches
+from research.data import Dataset, Source, Taught, evaluation_batches, with_canaries
 from research.data.dataset import Example
 from research.errors import UserError
 from research.exchange.privacy import pld_epsilon
@@ -27,13 +27,19 @@ from research.rows import EVALUATED, Rows
 from research.training.folder import RunFolder
 
 
+def with_its_canaries(experiment: Experiment) -> Dataset:
+    """The data of `experiment`, with canaries in the training set if it asks for some."""
+    dataset, canaries = experiment.data.load(), experiment.privacy.canaries
+    return with_canaries(dataset, canaries, experiment.run.seed) if canaries else dataset
+
+
 def loaded(experiment: Experiment) -> Dataset:
     """The data of `experiment`; where it has a teacher, with what that says of every training
     example, or of those for validation, if it is to vote: these are public.
 
     Raises UserError for text, which would have a probability a token of the vocabulary.
     """
-    dataset, ensemble = experiment.data.load(), experiment.ensemble
+    dataset, ensemble = with_its_canaries(experiment), experiment.ensemble
     if ensemble.teacher is None:
         return dataset
     if dataset.unit == "tokens":

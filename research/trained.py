@@ -40,6 +40,11 @@ def evaluate(
     if prepared.account is not None:
         metrics |= prepared.account.observe(restored.state)
         say(prepared.account.in_words(restored.state))
+    with jax.set_mesh(prepared.mesh):
+        audit = prepared.audit(restored.state)
+    if audit is not None:
+        metrics["epsilon_at_least"] = audit.epsilon
+        say(audit.in_words(metrics.get("epsilon")))
     for line in spreads_in_words(metrics):
         say(line)
     result = {"step": restored.step, "split": split, "examples": len(dataset.test), **metrics}

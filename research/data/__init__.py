@@ -8,6 +8,7 @@ from `$RESEARCH_DATA`, the cache, or their publisher, and are digest-checked.
 """
 
 from research.data.batches import Batches, evaluated_examples, evaluation_batches
+from research.data.canaries import Canaries, with_canaries
 from research.data.clients import Clients
 from research.data.cohorts import Cohorts
 from research.data.dataset import Dataset, LabeledArrays, Source, read_rows
@@ -29,6 +30,7 @@ from research.data.vocabulary import Vocabulary, vocabulary_from_json
 
 __all__ = [
     "Batches",
+    "Canaries",
     "Clients",
     "Cohorts",
     "Dataset",
@@ -56,4 +58,5 @@ __all__ = [
     "read_rows",
     "triggered",
     "vocabulary_from_json",
+    "with_canaries",
 ]

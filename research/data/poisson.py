@@ -83,7 +83,8 @@ class PoissonBatches:
         weights = (order < len(chosen)).astype(np.float32)
         full = np.append(chosen, 0)
         examples = read_rows(self.source, full[np.minimum(order, len(chosen))])
-        return {**examples, "weights": weights}
+        # A source has weights of its own where it left something out: an empty place more.
+        return {**examples, "weights": weights * examples.get("weights", np.float32(1))}
 
     def iterate(
         self, start: int, rows: Sequence[int] | np.ndarray

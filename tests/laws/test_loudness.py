@@ -165,6 +165,11 @@ def checkpoints(folder: Path) -> list[int]:
             "--federated.aggregation.groups",
         ),
         (["--attack.name", "alie"], "alie is by clients or replicas, and there are none: use"),
+        (["--privacy.canaries", "9"], "a batch of 8 may consist of canaries that were left out"),
+        (
+            ["--privacy.canaries", "9", "--exchange.rule", "diloco", "--mesh.replica", "2"],
+            "loss of each example, which --exchange.rule diloco is not: leave one of the two out",
+        ),
         ([*PRIVATE, "--privacy.epsilon", "0"], "--privacy.epsilon 0.0 must be more than 0, and fi"),
         ([*PRIVATE, "--privacy.noise-multiplier", "0"], "without noise nothing is private"),
         ([*PRIVATE, "--privacy.clip", "inf"], "noise hides nobody whose part has no bound"),

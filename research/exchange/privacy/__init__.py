@@ -2,7 +2,7 @@
 
 A `Budget` yields a `Plan` (noise, sampling, places), so that they cannot disagree. `Groups` and
 `clipped` bound what one unit does to a sum, `gaussian` hides the rest, and a `Ledger` in the state
-counts every release; an `Account` reads it, in ε and δ.
+counts every release; an `Account` reads it, in ε and δ. An `Audit` bounds ε from below, by guesses.
 """
 
 from research.exchange.privacy.accounting import (
@@ -13,6 +13,7 @@ from research.exchange.privacy.accounting import (
     pld_epsilon,
     rdp_epsilon,
 )
+from research.exchange.privacy.auditing import Audit, audited
 from research.exchange.privacy.clipping import (
     Clipped,
     Groups,
@@ -27,6 +28,7 @@ from research.exchange.privacy.noise import gaussian
 
 __all__ = [
     "Account",
+    "Audit",
     "Budget",
     "Clipped",
     "Event",
@@ -35,6 +37,7 @@ __all__ = [
     "Plan",
     "Quantile",
     "adapted",
+    "audited",
     "clipped",
     "epsilon_of",
     "gaussian",

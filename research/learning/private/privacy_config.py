@@ -57,6 +57,10 @@ class PrivacyConfig:
     microbatch: int = 32
     """Examples of a device whose gradients are had at once (fewer need less memory)."""
 
+    canaries: int = 0
+    """Training examples that canaries take the place of, each there by a coin's fall: research
+    evaluate guesses which, and so bounds ε from below. For runs that are not private, too."""
+
     seed: int | None = None
     """Of noise and sampling, and to be kept secret, as the run folder's config.json is then (None:
     64 bits of the operating system's)."""
@@ -70,6 +74,8 @@ class PrivacyConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that no private run can have."""
+        canaries = self.canaries
+        check_bounds("privacy", (("canaries", canaries, canaries >= 0, "0 or more"),))
         if self.unit == "none":
             return
         noise, quantile, seed = self.noise_multiplier, self.quantile, self.seed
