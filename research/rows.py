@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from research.configuration import multiples_near
-from research.data import PoissonBatches, Source
+from research.data import BatchesInTurn, PoissonBatches, Source
 from research.errors import UserError
 from research.experiment import Experiment
 from research.learning.private import places
@@ -75,11 +75,13 @@ def expected_units(experiment: Experiment) -> int:
 
 
 def poisson(experiment: Experiment, source: Source, mesh: jax.sharding.Mesh) -> PoissonBatches:
-    """Batches that are drawn."""
+    """Batches that are drawn, or come in turn."""
     privacy = experiment.privacy
     plan = privacy.plan(len(source), experiment.data.batch)
     rows, microbatches = places(plan.most, privacy.microbatch, mesh)
     assert privacy.seed is not None
+    if groups := plan.event.groups:
+        return BatchesInTurn(source, groups, rows, microbatches, privacy.seed)
     probability = plan.event.sampling_probability
     return PoissonBatches(source, probability, rows, microbatches, privacy.seed)
 

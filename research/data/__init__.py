@@ -20,7 +20,7 @@ from research.data.members import Members
 from research.data.outside import outside
 from research.data.partition import PartitionConfig
 from research.data.poisoning import poisoned, triggered
-from research.data.poisson import PoissonBatches
+from research.data.poisson import BatchesInTurn, PoissonBatches
 from research.data.shift import ImageShift
 from research.data.synthetic import SyntheticConfig
 from research.data.tables import TableConfig
@@ -30,6 +30,7 @@ from research.data.vocabulary import Vocabulary, vocabulary_from_json
 
 __all__ = [
     "Batches",
+    "BatchesInTurn",
     "Canaries",
     "Clients",
     "Cohorts",

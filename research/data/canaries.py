@@ -17,7 +17,7 @@ from research.data.dataset import Dataset, Example, Source, one, read_rows
 from research.errors import UserError
 
 CANARIES = 17
-"""What is drawn; other numbers than those of cohorts and Poisson batches."""
+"""What is drawn; other numbers than those of cohorts and private batches."""
 
 
 class Canaries:

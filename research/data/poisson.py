@@ -27,7 +27,7 @@ from research.data.dataset import Example, Source, read_rows
 TAIL = 1e-20
 """Probability, a step, that more is drawn than there are places."""
 
-POISSON = 16
+POISSON, GROUPS = 16, 18
 """What is drawn; other numbers than those of cohorts."""
 
 
@@ -92,6 +92,20 @@ class PoissonBatches:
         """The given rows of the steps from `start` on, read ahead by a thread."""
         rows = np.asarray(rows, np.int64)
         return read_ahead(lambda step: self.rows(step, rows), start, PREFETCHED_STEPS)
+
+
+class BatchesInTurn(PoissonBatches):
+    """Batches of examples that come in turn: each belongs to a group, by a draw of its own, and
+    step t (from 0) takes group t mod `groups`."""
+
+    def __init__(self, source: Source, groups: int, rows: int, microbatches: int, seed: int):
+        super().__init__(source, 1 / groups, rows, microbatches, seed)
+        self.groups = groups
+        self._group = Draws(seed).at(GROUPS, 0).integers(groups, size=len(source))
+
+    def indexes(self, step: int) -> np.ndarray:
+        """int64 [of a group]: the examples of `step` (from 0), but for those beyond all places."""
+        return np.flatnonzero(self._group == step % self.groups)[: self.count]
 
 
 def _divergence(p: float, q: float) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from research.data import LabeledArrays, PoissonBatches
+from research.data import BatchesInTurn, LabeledArrays, PoissonBatches
 from research.data.poisson import TAIL, drawn, places_for
 
 COUNT = 50
@@ -20,6 +20,20 @@ def test_places_are_as_many_as_the_tail_allows(count: int, q: float) -> None:
     places = places_for(count, q)
     assert binom.logsf(places, count, q) <= np.log(TAIL)
     assert places <= min(count, count * q + 12 * np.sqrt(count * q * (1 - q)))
+
+
+def test_in_turn_every_example_comes_once_a_pass_in_a_group_of_its_own_draw() -> None:
+    made = BatchesInTurn(SOURCE, 5, rows=48, microbatches=6, seed=3)
+    first = [made.indexes(step) for step in range(5)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(first)), np.arange(COUNT))
+    for step in range(5):
+        np.testing.assert_array_equal(made.indexes(step + 10), first[step])
+    assert made.rows(7, range(48))["weights"].sum() == len(first[2])
+    # With one example less, all others stay where they were.
+    fewer = LabeledArrays(SOURCE.inputs[:-1], SOURCE.targets[:-1])
+    others = BatchesInTurn(fewer, 5, rows=48, microbatches=6, seed=3)
+    for step in range(5):
+        np.testing.assert_array_equal(others.indexes(step), np.setdiff1d(first[step], [COUNT - 1]))
 
 
 def test_everything_may_be_drawn() -> None:

@@ -170,6 +170,15 @@ def checkpoints(folder: Path) -> list[int]:
             ["--privacy.canaries", "9", "--exchange.rule", "diloco", "--mesh.replica", "2"],
             "loss of each example, which --exchange.rule diloco is not: leave one of the two out",
         ),
+        (
+            [*PRIVATE, "--privacy.mechanism", "dp_ftrl", "--data.batch", "2000"],
+            "noise of --privacy.bands 8 is accounted for 8 or more: use --privacy.bands 5, or --da",
+        ),
+        (
+            [*PRIVATE, "--privacy.mechanism", "dp_ftrl", "--privacy.quantile", "0.5"],
+            "that of --privacy.mechanism dp_ftrl is not: use --privacy.quantile None",
+        ),
+        ([*CLIENTS, "--privacy.mechanism", "dp_ftrl"], "is for examples, and clients are drawn"),
         ([*PRIVATE, "--privacy.epsilon", "0"], "--privacy.epsilon 0.0 must be more than 0, and fi"),
         ([*PRIVATE, "--privacy.noise-multiplier", "0"], "without noise nothing is private"),
         ([*PRIVATE, "--privacy.clip", "inf"], "noise hides nobody whose part has no bound"),

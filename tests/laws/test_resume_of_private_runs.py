@@ -68,6 +68,19 @@ def test_private_runs_are_resumed_bit_for_bit_and_end_with_their_budget(
     assert "one more step of noise 1 would cross the budget of ε = " in again
 
 
+def test_correlated_noise_is_resumed_bit_for_bit(
+    tmp_path: Path, research: Any, resumed: Any, losses: Losses
+) -> None:
+    config = tmp_path / "private.py"
+    config.write_text(CONFIG.replace("quantile=0.5", 'mechanism="dp_ftrl", bands=3'))
+    folder, whole = resumed(config, *MESH, "--privacy.seed", 5)
+    assert losses(folder) == losses(whole)
+    assert_same_checkpoint(folder, whole, 8)
+    change = ["--run.steps", 12, "--data.batch", 50]
+    refused = research("resume", folder, "--cpu-devices", 4, *change, status=2).stderr
+    assert "taken in turn, in 36 groups, so far, and would be taken in turn, in 29" in refused
+
+
 def test_a_seed_that_nobody_gave_is_drawn_and_kept(tmp_path: Path, research: Any) -> None:
     config = tmp_path / "private.py"
     config.write_text(CONFIG)

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from research.data import BatchesInTurn, LabeledArrays
 from research.exchange.privacy import Event
+from research.exchange.privacy.correlated import coefficients
 from research.exchange.privacy.release import Release
 from research.learning import FederatedConfig, OptimizerConfig, Private, Synchronous
 from research.learning.private.private import Clipping, Method
@@ -137,6 +139,47 @@ def test_one_example_moves_the_sum_by_no_more_than_the_bound(
             everywhere = {"inputs": np.full_like(other, value), "weights": 1.0}
             assert moved(13, **everywhere) <= C * ROUNDING
             assert moved(14, inputs=value) == 0
+
+
+def test_one_example_moves_all_sums_in_turn_by_no_more_than_its_passes() -> None:
+    """DP-FTRL: C times the sums of 11 steps, in groups of 4, by √3 bounds at most, as it comes 3
+    times; and by more if it came before the noise of its last time has run out."""
+    mesh = MeshConfig(data=2).build(jax.devices("cpu")[:2])
+    model, specification = MODELS["mlp"]
+    optimizer = OptimizerConfig("sgd", schedule="constant")
+    schedule = optimizer.learning_rate_schedule(1)
+    one = Synchronous(model, specification, optimizer.build(1), schedule, mesh)
+    batch, steps, groups = batch_for(specification), 11, 4
+    source = LabeledArrays(batch["inputs"], batch["targets"])
+    batches = BatchesInTurn(source, groups, ROWS, 2, seed=0)
+    learner = Private(one, Event(1.0, 0.25, groups), 4.0, 2, Clipping(C), bands=groups)
+    summed = jax.jit(learner.clipped_sum)
+    with jax.set_mesh(mesh):
+        state = learner.init()
+
+    def sums_without(example: int | None) -> np.ndarray:
+        """[steps, parameters]"""
+        made = []
+        for step in range(steps):
+            rows = batches.rows(step, range(ROWS))
+            if example is not None:
+                there = (rows["inputs"] == source.rows(np.array([example]))["inputs"]).all(axis=1)
+                rows["weights"][there] = 0
+            with jax.set_mesh(mesh):
+                placed = place(rows, batch_sharding(mesh, ROWS // 2), ROWS)
+                given = summed(state.parameters, state.bounds, placed, jnp.int32(0)).gradients
+            made.append([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(given)])
+        return np.array([np.concatenate(leaves) for leaves in made])
+
+    def matrix(bands: int) -> np.ndarray:
+        c = coefficients(bands)
+        return np.asarray(sum(c[i] * np.eye(steps, k=-i) for i in range(bands)))
+
+    whole, example = sums_without(None), int(batches.indexes(0)[0])
+    moved = whole - sums_without(example)
+    assert np.flatnonzero(np.abs(moved).max(axis=1) > 0).tolist() == [0, 4, 8]
+    assert 0.9 * 3**0.5 * C < np.linalg.norm(matrix(groups) @ moved) <= 3**0.5 * C * ROUNDING
+    assert np.linalg.norm(matrix(groups + 4) @ moved) > 3**0.5 * C * ROUNDING
 
 
 ROUNDS = {

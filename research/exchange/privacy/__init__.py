@@ -23,6 +23,7 @@ from research.exchange.privacy.clipping import (
     noise_of_sum,
     scaled,
 )
+from research.exchange.privacy.correlated import correlated, no_past
 from research.exchange.privacy.ledger import Account, Ledger
 from research.exchange.privacy.noise import gaussian
 
@@ -39,8 +40,10 @@ __all__ = [
     "adapted",
     "audited",
     "clipped",
+    "correlated",
     "epsilon_of",
     "gaussian",
+    "no_past",
     "noise_of_sum",
     "pld_epsilon",
     "rdp_epsilon",

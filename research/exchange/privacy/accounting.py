@@ -15,7 +15,8 @@ what T steps cost together:
   arXiv:2207.04380) is tight: it has the last word on the noise, and is what is reported. It rounds
   upwards, never down.
 
-Batches have a finite number of
+A unit that comes in turn, once in so many steps (`.correlated`), costs a Gaussian release (q = 1) a
+pass: ⌈T / groups⌉ of them. Batches have a finite number of
 places (`research.data.poisson`): a step has more with probability TAIL, and then another
 distribution; (1 + e^ε)·T·TAIL of δ is put aside for that, at most a thousandth of it.
 """
@@ -43,10 +44,11 @@ ORDERS = (*range(2, 129), 160, 192, 256, 384, 512, 768, 1024)
 
 
 class Event(NamedTuple):
-    """What one step releases. Both are numbers of float32, as a checkpoint keeps them."""
+    """What one step releases. All are numbers of float32, as a checkpoint keeps them."""
 
     noise_multiplier: float  # z: the deviation of the noise, in units of the clipping bound
     sampling_probability: float  # q: that a unit takes part
+    groups: int = 0  # it takes part in turn, once in so many steps (0: by a draw)
 
 
 Spent = Sequence[tuple[Event, int]]
@@ -70,10 +72,15 @@ class Budget:
     unit: Unit
 
     def plan(
-        self, units: int, expected: int, steps: int, noise_multiplier: float | None = None
+        self,
+        units: int,
+        expected: int,
+        steps: int,
+        noise_multiplier: float | None = None,
+        in_turn: bool = False,
     ) -> Plan:
-        """The plan of `steps` steps that draw `expected` of `units` in the mean: with the least
-        noise that the budget allows, or with a given one.
+        """The plan of `steps` steps that draw `expected` of `units` in the mean, or take them in
+        turn: with the least noise that the budget allows, or with a given one.
 
         Raises UserError for a budget that means nothing, or that no noise meets.
         """
@@ -87,18 +94,20 @@ class Budget:
                 f"a mean step cannot have {expected:,} of {units:,} {self.unit}s: use 1 to "
                 f"{units:,}"
             )
-        probability = float(np.float32(expected / units))
+        groups = round(units / expected) if in_turn else 0
+        probability = float(np.float32(1 / groups if groups else expected / units))
         if noise_multiplier is None:
-            noise_multiplier = self._noise(probability, max(steps, 1))
-        event = Event(_up(noise_multiplier), probability)
+            noise_multiplier = self._noise(probability, groups, max(steps, 1))
+        event = Event(_up(noise_multiplier), probability, groups)
         return Plan(event, probability * units, places_for(units, probability))
 
-    def _noise(self, probability: float, steps: int) -> float:
+    def _noise(self, probability: float, groups: int, steps: int) -> float:
         def by_rdp(noise: float) -> float:
-            return rdp_epsilon([(Event(noise, probability), steps)], self.delta * (1 - RESERVED))
+            spent = [(Event(noise, probability, groups), steps)]
+            return rdp_epsilon(spent, self.delta * (1 - RESERVED))
 
         def by_pld(noise: float) -> float:
-            return epsilon_of([(Event(noise, probability), steps)], self.delta, QUICK)
+            return epsilon_of([(Event(noise, probability, groups), steps)], self.delta, QUICK)
 
         least, most = 0.0, 1.0
         while by_rdp(most) > self.epsilon:
@@ -125,19 +134,30 @@ def epsilon_of(spent: Spent, delta: float, grid: float = EXACT) -> float:
     return epsilon if overflow <= RESERVED * delta else math.inf
 
 
+def releases(spent: Spent) -> Spent:
+    """What was `spent`, with a release of all units for every pass, begun or ended, of those that
+    come in turn."""
+    return [
+        (Event(event.noise_multiplier, 1.0), -(-count // event.groups))
+        if event.groups
+        else (event, count)
+        for event, count in spent
+    ]
+
+
 def rdp_epsilon(spent: Spent, delta: float) -> float:
     """ε at `delta` by Rényi divergences, for units added or removed."""
     from dp_accounting import rdp
 
     accountant = rdp.RdpAccountant(ORDERS)
-    for event, count in spent:
+    for event, count in releases(spent):
         accountant.compose(_described(event), count)
     return float(accountant.get_epsilon(delta))
 
 
 def pld_epsilon(spent: Spent, delta: float, grid: float = EXACT) -> float:
     """ε at `delta` by privacy loss distributions on a `grid`, for units added or removed."""
-    kinds = [(event, count) for event, count in spent if count > 0]
+    kinds = [(event, count) for event, count in releases(spent) if count > 0]
     if not kinds:
         return 0.0
     total = None

@@ -21,19 +21,20 @@ KINDS = 16
 """Kinds of events that one ledger has room for."""
 
 NEIGHBORS = "add or remove one"
-SAMPLING = "Poisson"
 
 
 class Ledger(NamedTuple):
     """Arrays of a state."""
 
-    events: jax.Array  # [KINDS, 2] float32: noise multiplier, sampling probability
+    events: jax.Array  # [KINDS, 3] float32: an `Event` each
     counts: jax.Array  # [KINDS] int32: how often; those in use come first
 
 
 def empty() -> Ledger:
     """Nothing was released."""
-    return Ledger(jnp.zeros((KINDS, 2), jnp.float32), jnp.zeros((KINDS,), jnp.int32))
+    return Ledger(
+        jnp.zeros((KINDS, len(Event._fields)), jnp.float32), jnp.zeros((KINDS,), jnp.int32)
+    )
 
 
 def after(ledger: Ledger, event: Event) -> Ledger:
@@ -48,7 +49,7 @@ def spent(ledger: Any) -> Spent:
     """What a ledger holds, on the host."""
     events, counts = map(np.asarray, jax.device_get(ledger))
     return [
-        (Event(*map(float, event)), int(count))
+        (Event(float(event[0]), float(event[1]), int(event[2])), int(count))
         for event, count in zip(events, counts, strict=True)
         if count
     ]
@@ -74,6 +75,12 @@ class Account:
         Raises UserError where it has none for the next one, or the ledger no row.
         """
         before = self._spent(state)
+        if other := {event.groups for event, _ in before} - {self.event.groups}:
+            raise UserError(
+                f"examples of this run were {_in_words(other.pop())} so far, and would be "
+                f"{_in_words(self.event.groups)}: some could come twice in fewer steps than the "
+                "noise is accounted for; keep --data.batch and --privacy.mechanism as they were"
+            )
         if len(before) == KINDS and self.event not in [event for event, _ in before]:
             raise UserError(
                 f"the ledger of this run has {KINDS} kinds of steps already, and no room for "
@@ -103,15 +110,24 @@ class Account:
         rows = self._spent(state)
         steps = sum(count for _, count in rows)
         noises = ", ".join(
-            f"{count:,} of noise {event.noise_multiplier:.4g} and q = "
-            f"{event.sampling_probability:.4g}"
+            f"{count:,} of noise {event.noise_multiplier:.4g} and "
+            + (
+                f"{event.groups:,} groups"
+                if event.groups
+                else f"q = {event.sampling_probability:.4g}"
+            )
             for event, count in rows
         )
+        sampling = "batches in turn" if self.event.groups else "Poisson sampling"
         return (
             f"ε = {epsilon_of(rows, self.budget.delta):.3f} at δ = {self.budget.delta:g} for one "
-            f"{self.budget.unit} ({NEIGHBORS}, {SAMPLING} sampling, PLD accountant) is spent by "
+            f"{self.budget.unit} ({NEIGHBORS}, {sampling}, PLD accountant) is spent by "
             f"{steps:,} steps" + (f": {noises}" if noises else "")
         )
 
     def _spent(self, state: Any) -> Spent:
         return spent(self._ledger_of(state))
+
+
+def _in_words(groups: int) -> str:
+    return f"taken in turn, in {groups:,} groups," if groups else "drawn"

@@ -23,6 +23,15 @@ class PrivacyConfig:
     Poisson sampling; or a client with all it has, by DP-FedAvg, in cohorts of --federated.cohort in
     the mean, drawn so too; none: nothing is private."""
 
+    mechanism: Literal["dp_sgd", "dp_ftrl"] = "dp_sgd"
+    """dp_sgd: examples are drawn, noise is independent. dp_ftrl: they come in turn, in groups of
+    --data.batch in the mean, and noise is correlated over --privacy.bands steps: no guarantee
+    hangs on the draw, and a pass over the data costs one Gaussian release."""
+
+    bands: int = 8
+    """b of dp_ftrl: over so many steps noise takes itself back, with b - 1 models of memory, and
+    each example waits for as many before it comes again."""
+
     epsilon: float = 8.0
     """Budget: ε for adding or removing one unit. A run stops before it is crossed."""
 
@@ -94,6 +103,7 @@ class PrivacyConfig:
                 0 < self.clip < math.inf,
                 "more than 0, and finite: noise hides nobody whose part has no bound",
             ),
+            ("bands", self.bands, self.bands >= 1, "1 or more"),
             ("quantile", quantile, quantile is None or 0 < quantile < 1, "more than 0, below 1"),
             ("quantile-rate", self.quantile_rate, self.quantile_rate > 0, "more than 0"),
             ("quantile-noise", self.quantile_noise, self.quantile_noise > 0, "more than 0"),
@@ -101,18 +111,36 @@ class PrivacyConfig:
             ("seed", seed, seed is None or 0 <= seed < 2**64, "0 or more, and below 2^64"),
         )
         check_bounds("privacy", bounds)
+        if self.mechanism == "dp_ftrl" and self.unit == "client":
+            raise UserError(
+                "--privacy.mechanism dp_ftrl is for examples, and clients are drawn: use dp_sgd"
+            )
+        if self.mechanism == "dp_ftrl" and quantile is not None:
+            raise UserError(
+                "counts for --privacy.quantile are released with noise that is independent, and "
+                "that of --privacy.mechanism dp_ftrl is not: use --privacy.quantile None"
+            )
 
     def decided(self, units: int, expected: int, steps: int) -> "PrivacyConfig":
         """With all that was left open: the noise for `steps` steps that draw `expected` of `units`,
         and a seed. Raises UserError where the budget does not allow it."""
-        plan = self.budget.plan(units, expected, steps, self.noise_multiplier)
+        in_turn = self.mechanism == "dp_ftrl"
+        plan = self.budget.plan(units, expected, steps, self.noise_multiplier, in_turn)
+        if in_turn and plan.event.groups < self.bands:
+            raise UserError(
+                f"{units:,} examples in batches of {expected:,} come again after "
+                f"{plan.event.groups} steps, and noise of --privacy.bands {self.bands} is "
+                f"accounted for {self.bands} or more: use --privacy.bands {plan.event.groups}, or "
+                f"--data.batch {units // self.bands}"
+            )
         seed = secrets.randbits(64) if self.seed is None else self.seed
         return replace(self, noise_multiplier=plan.event.noise_multiplier, seed=seed)
 
     def plan(self, units: int, expected: int) -> Plan:
         """Of a config that is `decided`."""
         assert self.noise_multiplier is not None
-        return self.budget.plan(units, expected, 0, self.noise_multiplier)
+        in_turn = self.mechanism == "dp_ftrl"
+        return self.budget.plan(units, expected, 0, self.noise_multiplier, in_turn)
 
     def release(self, clients: int, cohort: int) -> Release | None:
         """What a round of a mean `cohort` of so many `clients` tells of them, where they are
@@ -135,6 +163,7 @@ class PrivacyConfig:
             Clipping(self.clip, self.layers == "apart", self.quantile_of(plan.expected)),
             self.method,
             self.seed or 0,
+            self.bands if self.mechanism == "dp_ftrl" else 1,
         )
 
     def quantile_of(self, expected: float) -> Quantile | None:

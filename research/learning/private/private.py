@@ -11,7 +11,8 @@ with probability q):
 
 The denominator is the *expected* size of a batch: the drawn one is private. Bounds by layer or by
 quantile are in `research.exchange.privacy.clipping`, noise in `.noise`, what it costs in
-`.accounting`.
+`.accounting`. DP-FTRL is the same step with noise that is correlated over steps, as `.correlated`
+has it, and batches that come in turn.
 
 What is private is the state: parameters, optimizer, bounds, and what is made of them (samples,
 exports, `parameter_norm`, `gradient_norm`, `bound`). **Not private are the metrics of examples**:
@@ -37,8 +38,10 @@ from research.exchange.privacy import (
     Ledger,
     Quantile,
     adapted,
+    correlated,
     gaussian,
     ledger,
+    no_past,
     noise_of_sum,
 )
 from research.exchange.privacy.noise import COUNTS, KEY, SUM, key_at, words_of
@@ -72,6 +75,7 @@ class PrivateState(NamedTuple):
     bounds: jax.Array  # [groups] float32: C of each
     dropped: jax.Array  # [] int32: examples whose gradient was not finite, so far
     ledger: Ledger
+    past: Tree  # [bands - 1, ...] like the parameters: noise of the steps before; or nothing
 
 
 class Private:
@@ -90,6 +94,7 @@ class Private:
         clipping: "Clipping",
         method: Method = "auto",
         seed: int = 0,
+        bands: int = 1,
     ):
         """Raises UserError for models and meshes whose examples cannot be told apart."""
         check(one)
@@ -99,7 +104,7 @@ class Private:
         self.graph = one.graph
         self.event, self.expected = event, expected
         self.microbatches = microbatches
-        self._seed = seed
+        self._seed, self._bands = seed, bands
 
         parameters = one.abstract_state.parameters
         self.groups = Groups.of(parameters, clipping.by_layer)
@@ -115,6 +120,7 @@ class Private:
             bounds=whole,  # type: ignore[arg-type]
             dropped=whole,  # type: ignore[arg-type]
             ledger=jax.tree.map(lambda _: whole, shapes.ledger),
+            past=() if bands == 1 else jax.tree.map(_stacked, one.shardings.parameters),
         )
         self.init: jax.stages.Wrapped = jax.jit(self._initial, out_shardings=self.shardings)
         self.abstract_state: PrivateState = abstract(shapes, self.shardings)
@@ -161,7 +167,10 @@ class Private:
         one = self.one.init()
         bounds = jnp.full((self.groups.many,), self._first_bound, jnp.float32)
         zero = jnp.zeros((), jnp.int32)
-        return PrivateState(**one._asdict(), bounds=bounds, dropped=zero, ledger=ledger.empty())
+        past = no_past(one.parameters, self._bands)
+        return PrivateState(
+            **one._asdict(), bounds=bounds, dropped=zero, ledger=ledger.empty(), past=past
+        )
 
     def _step(self, state: PrivateState, batch: Batch) -> tuple[PrivateState, StepMetrics]:
         batch = dict(batch)
@@ -171,6 +180,7 @@ class Private:
         bound = jnp.sqrt(jnp.sum(state.bounds**2))
         key = key_at(words, state.step, SUM)
         noise = gaussian(summed.gradients, key, self.shardings.parameters)
+        noise, past = correlated(noise, state.past, self._bands)
         gradients = jax.tree.map(
             lambda s, n: (s + self._noise * bound * n) / self.expected, summed.gradients, noise
         )
@@ -192,6 +202,7 @@ class Private:
             bounds,
             dropped,
             ledger.after(state.ledger, self.event),
+            past,
         )
         # A batch may be empty.
         totals = summed.sums.totals
@@ -250,6 +261,11 @@ def check(one: Synchronous) -> None:
                 f"gradients are clipped example by example, which --mesh.{axis} {size} cannot: use "
                 f"--mesh.{axis} 1, and --mesh.{others} {size}"
             )
+
+
+def _stacked(sharding: NamedSharding) -> NamedSharding:
+    """Of arrays with one more axis, the first."""
+    return NamedSharding(sharding.mesh, P(None, *sharding.spec))
 
 
 def _rows_for(specification: Specification) -> Batch:

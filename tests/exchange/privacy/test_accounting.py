@@ -33,7 +33,7 @@ def test_epsilons_of_the_literature(event: Event, steps: int, by_rdp: float, by_
 def test_rdp_is_the_sum_of_mironov_2019() -> None:
     """Theorem 5 for whole orders, and the conversion of Canonne et al. 2020, Prop. 12."""
     event, steps, delta = Event(1.5, 0.02), 300, 1e-5
-    z, q = event
+    z, q, _ = event
     best = math.inf
     for order in range(2, 200):
         k = np.arange(order + 1)

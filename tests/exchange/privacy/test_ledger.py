@@ -48,6 +48,24 @@ def test_what_was_spent_before_stays_counted() -> None:
         account(EVENTS[0]).last_step(written(0, 0, 0), 3, 10)
 
 
+def test_in_turn_a_pass_is_paid_when_it_begins() -> None:
+    event = Event(4.0, 0.25, 4)
+    book, mine, told = ledger.empty(), account(event), []
+    for _ in range(9):
+        book = ledger.after(book, event)
+        told.append(mine.observe(book)["epsilon"])
+    assert ledger.spent(book) == [(event, 9)]
+    assert told[0] == told[3] < told[4] == told[7] < told[8]
+    assert "batches in turn, PLD accountant) is spent by 9 steps: 9 of noise 4 and 4 groups" in (
+        mine.in_words(book)
+    )
+    end = mine.last_step(ledger.empty(), 0, 1_000)
+    assert end % 4 == 0 and 0 < end < 1_000
+    for other, reason in ((Event(4.0, 0.2, 5), "in 4 groups, so far"), (EVENTS[0], "be drawn")):
+        with pytest.raises(UserError, match=reason):
+            account(other).last_step(book, 9, 10)
+
+
 def test_a_full_ledger_is_named() -> None:
     book = ledger.empty()
     for number in range(ledger.KINDS):

@@ -53,9 +53,11 @@ def private(
     method: Method = "auto",
     seed: int = 2**63 + 5,
     microbatches: int = 2,
+    bands: int = 1,
 ) -> Private:
     one = alone(model, specification, mesh)
-    return Private(one, Event(noise, 0.125), EXPECTED, microbatches, clipping, method, seed)
+    event = Event(noise, 0.125)
+    return Private(one, event, EXPECTED, microbatches, clipping, method, seed, bands)
 
 
 def batch_for(specification: Specification, drawn: int = DRAWN) -> dict[str, np.ndarray]:
@@ -112,7 +114,7 @@ def test_a_step_is_that_of_abadi_2016() -> None:
     assert metrics["loss"] == pytest.approx(np.log(3), rel=1e-6)
     assert metrics["bound"] == bound
     assert state.ledger.counts.tolist() == [1] + 15 * [0]
-    assert state.ledger.events[0].tolist() == [0.0, 0.125]
+    assert state.ledger.events[0].tolist() == [0.0, 0.125, 0.0]
 
 
 def test_noise_has_the_deviation_of_the_event() -> None:
@@ -132,6 +134,35 @@ def test_noise_has_the_deviation_of_the_event() -> None:
         assert made.std() == pytest.approx(noise * bound / EXPECTED, rel=few)
         assert abs(made.mean()) < few * made.std()
     assert abs(np.corrcoef([first, second, other]) - np.eye(3)).max() < few
+
+
+def test_noise_of_dp_ftrl_has_the_covariance_of_the_matrix() -> None:
+    """(z·L/(q·N))²·(CᵀC)⁻¹ over steps, of each number."""
+    model, specification, bound, noise = MLPConfig(widths=(64,)), Specification((200,), 3), 0.5, 4.0
+    steps, bands = 5, 3
+    learner = private(model, specification, ONE, noise, Clipping(bound), bands=bands)
+    nothing = batch_for(specification, drawn=0)
+    states = [learner.init().parameters]
+    states += [step(learner, nothing, n)[0].parameters for n in range(1, steps + 1)]
+    leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(s)]) for s in states]
+    moves = np.diff(np.array(leaves, np.float64), axis=0) * -EXPECTED / (RATE * noise * bound)
+    c = np.array([1, 1 / 2, 3 / 8]) / np.sqrt(1 + 1 / 4 + 9 / 64)
+    matrix = sum(c[i] * np.eye(steps, k=-i) for i in range(bands))
+    wanted = np.linalg.inv(matrix.T @ matrix)
+    few = 5 / np.sqrt(moves.shape[1])
+    np.testing.assert_allclose(moves @ moves.T / moves.shape[1], wanted, atol=few * wanted.max())
+    assert wanted[1, 0] < -0.5  # much of it is taken back
+
+
+def test_correlated_noise_is_the_same_on_every_mesh() -> None:
+    model, specification = MLPConfig(widths=(16,)), Specification((10,), 4)
+    rows = batch_for(specification)
+    meshes = (ONE, MeshConfig(data=2, fsdp=2, tensor=2))
+    states = [step(private(model, specification, m, 1.0, bands=3), rows, 4)[0] for m in meshes]
+    alone, spread = (jax.tree.leaves((s.parameters, s.past)) for s in states)
+    assert all(np.abs(leaf).min() > 0 for leaf in jax.tree.leaves(states[0].past))
+    for one, other in zip(alone, spread, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_the_upper_half_of_a_seed_counts() -> None:
