@@ -1,6 +1,7 @@
 """`research inspect`: a step's memory, messages and schedule, as tables and as JSON."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ def test_of_a_round_what_clients_send_and_compute_is_stated(
 
 def test_clients_may_be_split_over_the_other_axes(research: Any) -> None:
     """The messages of their steps are counted; theory has those of rounds."""
+    if "RESEARCH_DATA" not in os.environ:
+        pytest.skip("RESEARCH_DATA is not set")
     config = ROOT / "configs/hospitals.py"
     words = ["--mesh.replica", 2, "--mesh.fsdp", 2, "--json", "--federated.plan", "auto"]
     content = json.loads(research("inspect", config, *words).stdout)
