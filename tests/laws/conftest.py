@@ -431,6 +431,12 @@ def server(request: pytest.FixtureRequest) -> AsynchronousConfig:
     return chosen
 
 
+def run_at(place: Place, case: Case, mesh: MeshConfig | None, **learning: Any) -> "Run":
+    """On the place's mesh, or on another one."""
+    mesh = mesh or place.mesh
+    return Run(case, mesh, mesh.named_devices, microbatches=place.microbatches, **learning)
+
+
 class Workers(NamedTuple):
     """A server and its workers at a place."""
 
@@ -440,14 +446,7 @@ class Workers(NamedTuple):
 
     def run(self, mesh: MeshConfig | None = None) -> "Run":
         """On the place's mesh, or on another one."""
-        mesh = mesh or self.place.mesh
-        return Run(
-            self.case,
-            mesh,
-            mesh.named_devices,
-            microbatches=self.place.microbatches,
-            asynchronous=self.asynchronous,
-        )
+        return run_at(self.place, self.case, mesh, asynchronous=self.asynchronous)
 
 
 @pytest.fixture(
@@ -473,12 +472,10 @@ class Members(NamedTuple):
 
     def run(self, mesh: MeshConfig | None = None) -> "Run":
         """On the place's mesh, or on another one."""
-        mesh = mesh or self.place.mesh
-        return Run(
+        return run_at(
+            self.place,
             self.case,
             mesh,
-            mesh.named_devices,
-            microbatches=self.place.microbatches,
             ensemble=EnsembleConfig(self.rule, members=self.place.replicas),
         )
 

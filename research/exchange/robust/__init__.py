@@ -6,13 +6,14 @@ exchange of replicas, `rule_stage` a stage of a chain.
 """
 
 from research.exchange.robust.exchange import robust
-from research.exchange.robust.rules import MIXINGS, RULES, Robust, check_breakdown
+from research.exchange.robust.rules import MIXINGS, RULES, Robust, RobustRule, check_breakdown
 from research.exchange.robust.stages import attack_stage, rule_stage
 
 __all__ = [
     "MIXINGS",
     "RULES",
     "Robust",
+    "RobustRule",
     "attack_stage",
     "check_breakdown",
     "robust",

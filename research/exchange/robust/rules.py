@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,18 @@ from research.exchange.robust.nearest_neighbors import nearest_neighbors
 from research.exchange.updates import mean
 
 Tree = Any
+
+RobustRule = Literal[
+    "median",
+    "trimmed_mean",
+    "geometric_median",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "norm_clipping",
+    "centered_clipping",
+]
+"""The names of the rules."""
 
 
 class Rule(NamedTuple):

@@ -16,6 +16,7 @@ from research.learning.asynchronous.server_rules import (
     staleness_aware,
 )
 from research.learning.asynchronous.virtual_time import Arrivals, Distribution, Durations, Rounds
+from research.learning.seats import check_seats
 from research.learning.synchronous import Synchronous
 
 
@@ -100,13 +101,7 @@ class AsynchronousConfig:
 
         Raises UserError where the workers do not divide over the mesh.
         """
-        devices = one.mesh.shape["replica"]
-        if self.workers % devices:
-            raise UserError(
-                f"{self.workers} workers do not divide over --mesh.replica {devices}: use "
-                f"--asynchronous.workers {multiples_near(self.workers, devices)}, or a "
-                f"--mesh.replica that divides {self.workers}"
-            )
+        check_seats(self.workers, one.mesh, "workers", "--asynchronous.workers")
         durations = Durations(self.durations, self.seconds, self.spread, self.slow_factor)
         rule = self._rule()
         way = self._way(rule.bytes_sent(one.size))

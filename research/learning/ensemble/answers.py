@@ -6,7 +6,7 @@ the answers of its own, one by one, and one all-gather over `replica` brings the
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ from research.learning.ensemble.combination import Combination
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals, cross_entropy
 from research.learning.replicated.rule import Sending
+from research.learning.seats import Plan, each, seat_of
 from research.learning.synchronous import Synchronous
 from research.models.convolution import in_a_loop
 from research.parallel.layout import LAYOUT
 
-Plan = Literal["scan", "unroll", "vmap"]
 LEARNS = -1
 BY_MEMBER = P(DEVICE)
 
@@ -144,7 +144,7 @@ class Answering:
                 answered = self._answer(inputs, same, member)
                 return jnp.where(member.frozen == LEARNS, answered, jnp.nan)
 
-            answers = self._each(answer, members)
+            answers = each(self._plan, answer, members)
             gathered = Replicas(self.replicas.devices).gather(answers)  # [devices, seats, ...]
             return gathered.reshape(-1, *answers.shape[1:])
 
@@ -188,26 +188,9 @@ class Answering:
 
         return call
 
-    def _each(self, function: Callable[..., Tree], *stacked: Tree) -> Tree:
-        """`function` of every seat of `stacked` arrays [seats, ...], as the plan says."""
-        if self.replicas.seats == 1:
-            return jax.tree.map(lambda leaf: leaf[None], function(*seat_of(stacked, 0)))
-        if self._plan == "vmap":
-            return jax.vmap(function)(*stacked)
-        if self._plan == "unroll":
-            each = [function(*seat_of(stacked, seat)) for seat in range(self.replicas.seats)]
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        with in_a_loop():
-            return jax.lax.map(lambda seat: function(*seat), stacked)
-
     def _spec(self, answer: jax.Array) -> P:
         """How a device's answers lie on the other axes: by rows, where these divide."""
         mesh = jax.sharding.get_abstract_mesh()
         axes = [a for a in LAYOUT["batch"].mesh_axes if a != DEVICE and mesh.shape[a] > 1]
         parts = int(np.prod([mesh.shape[a] for a in axes]))
         return P(tuple(axes)) if axes and answer.shape[0] % parts == 0 else P()
-
-
-def seat_of(members: Tree, number: int) -> Tree:
-    """One of `members` [members, ...]."""
-    return jax.tree.map(lambda leaf: leaf[number], members)

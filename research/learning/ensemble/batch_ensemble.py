@@ -28,11 +28,12 @@ from jax.sharding import PartitionSpec as P
 
 from research.exchange.message import of_leaves, sent
 from research.exchange.replicas import DEVICE
-from research.learning.ensemble.answers import BY_MEMBER, LEARNS, Answering, Member, Plan, seat_of
+from research.learning.ensemble.answers import BY_MEMBER, LEARNS, Answering, Member
 from research.learning.ensemble.combination import Combination
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.replicated.rule import Sending, always
 from research.learning.replicated.state import in_front
+from research.learning.seats import Plan, each, seat_of
 from research.learning.synchronous import StepMetrics, Synchronous, of_number
 from research.parallel.layout import abstract
 
@@ -176,7 +177,7 @@ class BatchEnsemble(Answering):
             def learn(number: jax.Array, member: Member, batch: Batch) -> Any:
                 return self._learn(step, shared, number, member, batch)
 
-            of_shared, *others = self._each(learn, *members)
+            of_shared, *others = each(self._plan, learn, *members)
             summed = jax.tree.map(lambda leaf: self._summed(leaf), (of_shared, others[-1]))
             return summed, (others[0], others[1])
 

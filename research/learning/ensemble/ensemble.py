@@ -30,11 +30,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.exchange.replicas import DEVICE
-from research.learning.ensemble.answers import LEARNS, Answering, Member, Plan, seat_of
+from research.learning.ensemble.answers import LEARNS, Answering, Member
 from research.learning.ensemble.combination import Combination, mean
 from research.learning.ensemble.traits import Traits
 from research.learning.gradients import Batch, Tree
 from research.learning.replicated.state import in_front
+from research.learning.seats import Plan, each, seat_of
 from research.learning.synchronous import StepMetrics, Synchronous, of_number
 from research.models.model import dropping
 from research.parallel.layout import abstract
@@ -129,12 +130,14 @@ class Ensemble(Answering):
             optimizer = self.traits.optimizer(own).init(parameters)
             return Member(parameters, buffers, optimizer, jnp.int32(LEARNS))
 
-        members = self._on_devices(partial(self._each, begin))(self._numbers(), self.traits.values)
+        members = self._on_devices(partial(each, self._plan, begin))(
+            self._numbers(), self.traits.values
+        )
         return EnsembleState(jnp.zeros((), jnp.int32), members)
 
     def _step(self, state: EnsembleState, batch: Batch) -> tuple[EnsembleState, StepMetrics]:
         def on_device(step: jax.Array, *members: Any) -> tuple[Member, StepMetrics]:
-            return self._each(partial(self._learn, step), *members)
+            return each(self._plan, partial(self._learn, step), *members)
 
         arguments = (self._numbers(), self.traits.values, state.members, batch)
         members, metrics = self._on_devices(on_device, state.step)(*arguments)

@@ -7,16 +7,16 @@ from typing import Any, Literal, get_args
 import optax
 from jax.sharding import Mesh
 
-from research.configuration import check_bounds, multiples_near
+from research.configuration import check_bounds
 from research.data.outside import Outside
 from research.errors import UserError
-from research.learning.ensemble.answers import Plan
 from research.learning.ensemble.batch_ensemble import BatchEnsemble
 from research.learning.ensemble.combination import Rule, combination
 from research.learning.ensemble.ensemble import Ensemble
 from research.learning.ensemble.snapshots import Snapshots, restarts
 from research.learning.ensemble.traits import traits
 from research.learning.optimizer import OptimizerConfig
+from research.learning.seats import Plan, check_seats
 from research.learning.synchronous import Synchronous
 from research.models import CNNConfig, LinearConfig, MLPConfig, ResNetConfig
 from research.parallel.mesh import MeshConfig
@@ -125,14 +125,8 @@ class EnsembleConfig:
         """With the number of members, for `mesh`. Raises UserError where they do not divide."""
         if self.rule == "none":
             return self
-        devices = mesh.shape["replica"]
-        count = self.members or devices
-        if count % devices:
-            raise UserError(
-                f"{count} members do not divide over --mesh.replica {devices}: use "
-                f"--ensemble.members {multiples_near(count, devices)}, or a --mesh.replica that "
-                f"divides {count}"
-            )
+        count = self.members or mesh.shape["replica"]
+        check_seats(count, mesh, "members", "--ensemble.members")
         return replace(self, members=count)
 
     def schedule(self, optimizer: OptimizerConfig, steps: int) -> optax.Schedule:

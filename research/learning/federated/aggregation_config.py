@@ -8,7 +8,7 @@ from research.errors import UserError
 from research.exchange.codecs import CODECS
 from research.exchange.groups import check_groups, open_groups, secure_groups
 from research.exchange.privacy.release import Release, expected_mean
-from research.exchange.robust import Robust, check_breakdown, rule_stage
+from research.exchange.robust import Robust, RobustRule, check_breakdown, rule_stage
 from research.exchange.secure_aggregation import FixedPoint
 from research.exchange.senders import clip, coded, largest
 from research.exchange.stages import Stage, mean
@@ -45,17 +45,7 @@ class AggregationConfig:
     mixing: Literal["none", "nearest_neighbors"] = "none"
     """What every update becomes before the rule: the mean of those near to it."""
 
-    rule: Literal[
-        "mean",
-        "median",
-        "trimmed_mean",
-        "geometric_median",
-        "krum",
-        "multi_krum",
-        "bulyan",
-        "norm_clipping",
-        "centered_clipping",
-    ] = "mean"
+    rule: Literal["mean", RobustRule] = "mean"
     """What makes one update of all. All but mean count clients alike and withstand some that send
     anything: median and trimmed_mean in every coordinate, geometric_median together, krum takes one
     update, multi_krum and bulyan the mean of several, norm_clipping and centered_clipping let

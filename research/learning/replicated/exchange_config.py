@@ -5,11 +5,11 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from research.configuration import check_bounds, multiples_near
+from research.configuration import check_bounds
 from research.errors import UserError
 from research.exchange import Exchange, adasum, hierarchical_mean, mean, powersgd, top_k, two_shot
 from research.exchange.codecs import CODECS
-from research.exchange.robust import Robust, check_breakdown, robust
+from research.exchange.robust import Robust, RobustRule, check_breakdown, robust
 from research.exchange.topology import offsets
 from research.learning.attack_config import NOBODY, POISONINGS, AttackConfig
 from research.learning.replicated.gossip import dpsgd, sgp
@@ -22,6 +22,7 @@ from research.learning.replicated.local_updates import (
 )
 from research.learning.replicated.rule import Rule
 from research.learning.replicated.streaming import streaming_diloco
+from research.learning.seats import check_seats
 from research.parallel.mesh import MeshConfig
 
 ROBUST = ("every_step", "local_sgd", "diloco")
@@ -100,17 +101,7 @@ class ExchangeConfig:
     correction: float = 0.0
     """Momentum inside of top_k (the optimizer's own is then best 0)."""
 
-    robust: Literal[
-        "none",
-        "median",
-        "trimmed_mean",
-        "geometric_median",
-        "krum",
-        "multi_krum",
-        "bulyan",
-        "norm_clipping",
-        "centered_clipping",
-    ] = "none"
+    robust: Literal["none", RobustRule] = "none"
     """What takes the place of the mean, to withstand some replicas that send anything; who sends
     what is not finite is left out. Every replica then hears all others."""
 
@@ -234,12 +225,7 @@ class ExchangeConfig:
             return self
         devices = mesh.shape["replica"]
         count = self.replicas or devices
-        if count % devices:
-            raise UserError(
-                f"{count} replicas do not divide over --mesh.replica {devices}: use "
-                f"--exchange.replicas {multiples_near(count, devices)}, or a --mesh.replica that "
-                f"divides {count}"
-            )
+        check_seats(count, mesh, "replicas", "--exchange.replicas")
         size, seats = count // self.groups, count // devices
         if count % self.groups or (size % seats and seats % size):
             ways = [

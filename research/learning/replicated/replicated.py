@@ -12,7 +12,6 @@ or are computed side by side (`vmap`). Draws are those of (seed, step, replica),
 What crosses the wire over `replica` is the rule's, and some scalars of metrics.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -34,8 +33,8 @@ from research.learning.replicated.state import (
     in_front,
     like_parameters,
 )
+from research.learning.seats import each, seat_of
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
-from research.models.convolution import in_a_loop
 from research.parallel.layout import abstract
 
 Plan = Literal["scan", "vmap"]
@@ -167,21 +166,12 @@ class Replicated:
         """The replicas of one device: arrays are [seats, ...], those of the batch [rows, ...]."""
         seats = self.replicas.seats
         parts = jax.tree.map(lambda r: r.reshape(seats, r.shape[0] // seats, *r.shape[1:]), batch)
-        learned = self._each(partial(self._learn, step), numbers, replicas, parts)
+        learned = each(self._plan, partial(self._learn, step), numbers, replicas, parts)
         together = partial(self._exchange, step)
         if seats == 1:
-            replica, metrics = together(*jax.tree.map(_only, (numbers, replicas, learned)))
+            replica, metrics = together(*seat_of((numbers, replicas, learned), 0))
             return jax.tree.map(lambda leaf: leaf[None], replica), metrics
         return jax.vmap(together, out_axes=(0, None), axis_name=SEAT)(numbers, replicas, learned)
-
-    def _each(self, function: Callable[..., Tree], *stacked: Tree) -> Tree:
-        """`function` of every seat of `stacked` arrays [seats, ...], as the plan says."""
-        if self.replicas.seats == 1:
-            return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(_only, stacked)))
-        if self._plan == "vmap":
-            return jax.vmap(function)(*stacked)
-        with in_a_loop():
-            return jax.lax.map(lambda seat: function(*seat), stacked)
 
     def _learn(
         self, step: jax.Array, number: jax.Array, replica: Replica, batch: Batch
@@ -264,7 +254,3 @@ def _chosen(condition: jax.Array | None, tree: Tree, otherwise: Tree) -> Tree:
     if condition is None:
         return tree
     return jax.tree.map(partial(jnp.where, condition), tree, otherwise)
-
-
-def _only(leaf: jax.Array) -> jax.Array:
-    return leaf[0]
