@@ -16,7 +16,6 @@ of the cohort.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -31,11 +30,10 @@ from research.exchange.privacy import Event, Ledger
 from research.exchange.privacy.noise import KEY, words_of
 from research.exchange.replicas import DEVICE, Replicas
 from research.exchange.stages import Several, size_of
-from research.exchange.updates import finite
 from research.learning.federated.aggregation import Aggregation, Made
 from research.learning.federated.algorithm import Algorithm, Replies, Server
 from research.learning.federated.answers import HELD, Answers, Updates, told
-from research.learning.federated.client import Client, Local
+from research.learning.federated.cohort import Cohort
 from research.learning.federated.parts import like
 from research.learning.federated.personal import personal
 from research.learning.federated.state import FederatedState, Population, shardings
@@ -85,14 +83,22 @@ class Federated:
         self.specification = one.specification
         self.graph = one.graph
         self.algorithm = algorithm
-        self._server, self._optimizer = server, optimizer
-        self._rate, self._peak = rate, peak
-        self._uniform = uniform
+        self._server = server
         self._devices = one.mesh.shape[DEVICE]
-        self._split = one.mesh.size > self._devices
-        self._width = width
         self._fine_tuning = fine_tuning
         self.aggregation = aggregation or Aggregation(seed=one.seed)
+        self.cohort = Cohort(
+            one,
+            algorithm,
+            self.aggregation,
+            optimizer,
+            rate,
+            peak,
+            width,
+            uniform,
+            self._devices,
+            split=one.mesh.size > self._devices,
+        )
         self._byzantine = byzantine
         self.event, self._secret = event, secret
         least = 1 if self.aggregation.grouped else self.aggregation.least
@@ -242,7 +248,7 @@ class Federated:
         who, batch = told(batch)
         own = self._kept(state, who)
         answers, after, updates = jax.shard_map(
-            self._on_device,
+            self.cohort.answers,
             in_specs=(P(), P(DEVICE), P(DEVICE), P(DEVICE)),
             out_specs=(P(), P(DEVICE), P(DEVICE)),
             axis_names={DEVICE},
@@ -273,7 +279,7 @@ class Federated:
             totals = sums.totals._replace(targets=jnp.maximum(sums.totals.targets, 1))
             sums = sums._replace(totals=totals)
         metrics = self.one.metrics(state.step, sums, *norms)
-        metrics["learning_rate"] = self._rate_of(state.step)
+        metrics["learning_rate"] = self.cohort.rate_of(state.step)
         metrics["clients"] = answers.alive
         if self.aggregation.grouped:
             metrics["groups"] = made.seen
@@ -331,102 +337,6 @@ class Federated:
             check_vma=False,
         )((stages, step, secret), updates, who)
 
-    def _rate_of(self, step: jax.Array) -> jax.Array:
-        return jnp.asarray(self._rate(step), jnp.float32)
-
-    def _on_device(
-        self, state: FederatedState, who: Tree, own: Tree, data: Batch
-    ) -> tuple[Answers, Tree, Updates]:
-        """The clients of one device: arrays are [clients of it, ...].
-
-        That all sent finite numbers is seen by their sums, if they are sent as they are. Only if
-        not, they are computed once more and each is looked at, which for small models is a seventh
-        of a round.
-        """
-        devices = Replicas(self._devices)
-        plain = self.aggregation.plain
-        answers, (after, updates) = self._summed(state, who, own, data, checked=not plain)
-        if plain:
-            here = finite((answers.replies, answers.buffers, after)).astype(jnp.float32)
-            answers, (after, updates) = jax.lax.cond(
-                devices.sum(here) == devices.count,  # all alike: a model that is split has messages
-                lambda: (answers, (after, updates)),
-                lambda: self._summed(state, who, own, data, checked=True),
-            )
-        return jax.tree.map(devices.sum, answers), after, updates
-
-    def _summed(
-        self, state: FederatedState, who: Tree, own: Tree, data: Batch, checked: bool
-    ) -> tuple[Answers, tuple[Tree, Updates]]:
-        """The clients of one device, `width` at a time; who sends what is not finite is left out
-        where that is `checked`."""
-        here = self.population.cohort // self._devices
-        width = min(self._width, here)
-        grouped = jax.tree.map(
-            lambda rows: rows.reshape(here // width, width, *rows.shape[1:]), (who, own, data)
-        )
-        answer = partial(self._answer, state, checked)
-        shapes = jax.eval_shape(answer, *jax.tree.map(lambda rows: rows[0, 0], grouped))[0]
-        none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-        def group(total: Answers, clients: Any) -> tuple[Answers, tuple[Tree, Updates]]:
-            if width == 1:
-                answers, rows = answer(*jax.tree.map(lambda row: row[0], clients))
-                total = jax.tree.map(jnp.add, total, answers)
-                return total, jax.tree.map(lambda row: row[None], rows)
-            answers, rows = jax.vmap(answer)(*clients)
-            return jax.tree.map(lambda t, each: t + jnp.sum(each, axis=0), total, answers), rows
-
-        with in_a_loop():
-            answers, after = jax.lax.scan(group, none, grouped)
-        return answers, jax.tree.map(lambda rows: rows.reshape(here, *rows.shape[2:]), after)
-
-    def _answer(
-        self, state: FederatedState, checked: bool, who: Tree, own: Tree, data: Batch
-    ) -> tuple[Answers, tuple[Tree, Updates]]:
-        """One client: what it adds to the sums, its row of the table, and its update by itself if
-        that is needed."""
-        client = self._client(state, who, own, data)
-        reply = self.algorithm.client(client)
-        sent = (reply.move, reply.more)
-        alive = who["present"]
-        if checked:
-            alive &= finite((sent, reply.own))
-        weight = reply.weight * (1.0 if self._uniform else client.examples)
-        weight = jnp.where(alive, weight, 0.0)
-        sent = self.aggregation.one(sent, state.stages, state.step, who["client"])
-        stacks = self.aggregation.stacks
-
-        def weighed(tree: Tree) -> Tree:
-            return jax.tree.map(lambda x: jnp.where(alive, weight * x, 0), tree)
-
-        answers = Answers(
-            weight,
-            () if stacks else weighed(sent),
-            weighed(reply.descent.buffers),
-            jax.tree.map(lambda x: jnp.where(alive, x, 0), reply.descent.sums),
-            alive.astype(jnp.float32),
-        )
-        kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), reply.own, own)
-        each = jax.tree.map(lambda x: jnp.where(alive, x, 0), sent) if stacks else ()
-        return answers, (kept, Updates(each, weight))
-
-    def _client(self, state: FederatedState, who: Tree, own: Tree, data: Batch) -> Client:
-        rate = self._rate_of(state.step)
-        return Client(
-            Local(self.one, self._optimizer, rate, rate / self._peak, self._split),
-            state.parameters,
-            state.buffers,
-            state.shared,
-            own,
-            data,
-            who["steps"],
-            who["examples"],
-            jax.random.fold_in(self.one.key(state.step), who["client"]),
-            who["client"],
-            who.get("staleness", 0),
-        )
-
     # Clients by themselves ------------------------------------------------------------------------
 
     def _evaluate_personal(self, state: FederatedState, batch: Batch) -> Totals:
@@ -438,7 +348,7 @@ class Federated:
 
         def each(client: Any) -> Totals:
             who, own, data, held = client
-            it = self._client(state, who, own, data)
+            it = self.cohort.client(state, who, own, data)
             return personal(it, self.algorithm.personal, self._fine_tuning, held, who["pieces"])
 
         def on_device(state: FederatedState, *clients: Any) -> Totals:

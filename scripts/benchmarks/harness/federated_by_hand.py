@@ -4,9 +4,29 @@ All of them take the same batches in every round: nothing is sampled, shuffled o
 logged, nobody drops out, and all clients weigh the same.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from harness.federated import BATCH, EXAMPLES, RATE, Problem
+
+
+def local_step() -> Callable[[list, tuple], tuple]:
+    """One step by one batch in JAX, as the body of a scan: w ← w - rate·∇ℓ(w; batch)."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(w: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+        for i in (0, 2):
+            x = jax.nn.relu(x @ w[i] + w[i + 1])
+        scores = jax.nn.log_softmax(x @ w[4] + w[5])
+        return -jnp.mean(jnp.take_along_axis(scores, y[:, None], axis=1))
+
+    def local(w: list[jax.Array], batch: tuple[jax.Array, jax.Array]) -> tuple:
+        gradient = jax.grad(loss)(w, *batch)
+        return [a - RATE * g for a, g in zip(w, gradient, strict=True)], None
+
+    return local
 
 
 class Scan:
@@ -18,15 +38,7 @@ class Scan:
         import jax
         import jax.numpy as jnp
 
-        def loss(w: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-            for i in (0, 2):
-                x = jax.nn.relu(x @ w[i] + w[i + 1])
-            scores = jax.nn.log_softmax(x @ w[4] + w[5])
-            return -jnp.mean(jnp.take_along_axis(scores, y[:, None], axis=1))
-
-        def local(w: list[jax.Array], batch: tuple[jax.Array, jax.Array]) -> tuple:
-            gradient = jax.grad(loss)(w, *batch)
-            return [a - RATE * g for a, g in zip(w, gradient, strict=True)], None
+        local = local_step()
 
         def fedavg(w: list[jax.Array], x: jax.Array, y: jax.Array) -> list[jax.Array]:
             def client(total: list[jax.Array], data: tuple[jax.Array, jax.Array]) -> tuple:

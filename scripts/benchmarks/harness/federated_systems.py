@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.federated import BATCH, CLIENTS, EXAMPLES, RATE, Problem
-from harness.federated_by_hand import torch_arrays, torch_model
+from harness.federated_by_hand import local_step, torch_arrays, torch_model
 
 
 class FedJax:
@@ -81,15 +81,7 @@ class DrJax:
         import jax
         import jax.numpy as jnp
 
-        def loss(w: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-            for i in (0, 2):
-                x = jax.nn.relu(x @ w[i] + w[i + 1])
-            scores = jax.nn.log_softmax(x @ w[4] + w[5])
-            return -jnp.mean(jnp.take_along_axis(scores, y[:, None], axis=1))
-
-        def local(w: list[jax.Array], batch: tuple[jax.Array, jax.Array]) -> tuple:
-            gradient = jax.grad(loss)(w, *batch)
-            return [a - RATE * g for a, g in zip(w, gradient, strict=True)], None
+        local = local_step()
 
         @drjax.program(placements={"clients": CLIENTS})
         def fedavg(w: list[jax.Array], data: tuple[jax.Array, jax.Array]) -> list[jax.Array]:

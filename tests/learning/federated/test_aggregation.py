@@ -90,7 +90,8 @@ def side_by_side(weights: Any, config: FederatedConfig, devices: int) -> Federat
     made = build(config, LOCAL, devices)
     stage = Stage("weighted", "all", "result", apply, init=lambda like: jnp.zeros(()))
     return Federated(
-        *(made.one, made.algorithm, made._server, made._optimizer, made._rate, made._peak),
+        *(made.one, made.algorithm, made._server),
+        *(made.cohort.optimizer, made.cohort.rate, made.cohort.peak),
         *(made.population, config.width or 1, True),
         aggregation=Aggregation((stage,)),
     )
