@@ -4,8 +4,6 @@ JAX is imported only by what runs it, so that `research --help` answers at once.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import platform
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from research.configuration import nearest
 from research.errors import Preempted, RunError, UserError
+from research.fields import override
 from research.parallel.supervision import tell
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def _help() -> str:
         "--run.evaluate-every, --mesh.replica, --mesh.stage, --mesh.data, --mesh.fsdp,",
         "--mesh.expert, --mesh.context, --mesh.tensor, --model.*, --data.*, --optimizer.*,",
         "--pipeline.*, --exchange.*, --asynchronous.*, --federated.*, --partition.*,",
-        "--ensemble.*.",
+        "--ensemble.*, --privacy.*, --attack.*.",
         "--cpu-devices N makes N virtual CPU devices. Exit status: 0 success, 2 a mistake in what",
         "was asked, 1 the rest.",
     ]
@@ -196,9 +195,9 @@ def _stand_by(command: str, parser: _Parser, rest: list[str]) -> int:
 
         path = Path(target)
         if asked == "train":
-            return _override(Experiment.load(path), fields, f"research {asked} {target}")
+            return override(Experiment.load(path), fields, f"research {asked} {target}")
         saved = Experiment.from_json(RunFolder.existing(path).read("config"))
-        return _override(saved, fields, f"research {asked} {target}")
+        return override(saved, fields, f"research {asked} {target}")
 
     return _run(stand_by(experiment, options.cpu_devices))
 
@@ -211,7 +210,7 @@ def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
 
     prog = f"research {command} {target}"
     if command == "train":
-        experiment = _override(Experiment.load(target), fields, prog)
+        experiment = override(Experiment.load(target), fields, prog)
         runs.train(experiment, name=target.stem)
     elif command == "resume":
         runs.resume(target, _change(fields, prog))
@@ -261,7 +260,7 @@ def _inspect(command: str, parser: _Parser, rest: list[str]) -> int:
     target, options, fields = _target(command, parser, rest)
     from research.experiment import Experiment
 
-    experiment = _override(Experiment.load(target), fields, f"research inspect {target}")
+    experiment = override(Experiment.load(target), fields, f"research inspect {target}")
     if options.topology and (options.devices or options.cpu_devices):
         raise UserError("--topology brings its own devices: leave out --devices and --cpu-devices")
     from research.parallel import processes
@@ -345,60 +344,4 @@ def _target(
 
 
 def _change(fields: list[str], prog: str) -> "Callable[[Experiment], Experiment]":
-    return lambda experiment: _override(experiment, fields, prog)
-
-
-def _override(experiment: "Experiment", words: list[str], prog: str) -> "Experiment":
-    """`experiment` with the fields that the command line sets. Raises UserError for a mistake."""
-    if not words:
-        return experiment
-    import tyro
-
-    from research.experiment import flags
-
-    known = flags(experiment)
-    for word in words:
-        flag = word.split("=")[0].replace("_", "-")
-        if word.startswith("--") and flag not in [*known, "--help"]:
-            raise UserError(f"unknown option {word.split('=')[0]}: {_nearest_flag(flag, known)}")
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            changed = tyro.cli(
-                type(experiment),
-                default=experiment,
-                args=words,
-                prog=prog,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as end:
-        if end.code:
-            raise UserError(
-                f"{_first_sentence(complaint.getvalue())} (see {prog} --help)"
-            ) from None
-        raise
-    changed.check()
-    return changed
-
-
-def _nearest_flag(flag: str, known: list[str]) -> str:
-    """The flag that was meant: by its whole name, or by its last part in another section."""
-    hint = nearest(flag, known)
-    if hint.startswith("did"):
-        return hint
-    last = flag.rsplit(".", 1)[-1].removeprefix("--")
-    same = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    return f"did you mean `{same[0]}`?" if same else "--help lists them all"
-
-
-def _first_sentence(box: str) -> str:
-    """What tyro says at the top of its box, on one line."""
-    words: list[str] = []
-    for line in box.splitlines():
-        if line.startswith("╭"):
-            continue
-        inside = line.strip("│╰╯ ")
-        if set(inside) <= {"─"}:
-            break
-        words.append(inside)
-    return " ".join(words)
+    return lambda experiment: override(experiment, fields, prog)
