@@ -72,9 +72,11 @@ def test_a_smaller_mesh_goes_on_and_a_killed_supervisor_loses_nothing(
 
 
 def test_a_termination_saves_at_one_step_and_asks_to_be_placed_again(elastic: Any) -> None:
+    """Sent to every process of the job, as SLURM does."""
     run = elastic()
     run.reaches(40)
-    run.process.send_signal(signal.SIGTERM)
+    for pid in [*run.children(), run.process.pid]:
+        os.kill(pid, signal.SIGTERM)
     said = run.end(status=75)
     step = len(run.losses())
     assert f"SIGTERM: saved at step {step} of 400" in said

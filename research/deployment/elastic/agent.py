@@ -30,8 +30,6 @@ BEAT_SECONDS = 0.5
 LEASE_SECONDS = 5.0
 """Silence after which an agent takes the controller, or the way to it, for lost."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class Agent:
     """Of one host; `serve` returns the exit status of its launch."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+from research.deployment.elastic.signals import unheard
 from research.errors import RunError
 from research.parallel.processes import HEARTBEAT_SECONDS
 
@@ -46,14 +47,15 @@ class Rendezvous:
         _end(self._next)
 
     def _spawn(self) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "research.deployment.elastic.service"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
+        with unheard():
+            return subprocess.Popen(
+                [sys.executable, "-m", "research.deployment.elastic.service"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
 
 
 def _free_place(host: str) -> str:

@@ -10,9 +10,10 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from research.deployment.elastic.agent import SIGNALS, Agent
+from research.deployment.elastic.agent import Agent
 from research.deployment.elastic.controller import Controller
 from research.deployment.elastic.options import Options, place_of
+from research.deployment.elastic.signals import SIGNALS
 from research.errors import UserError
 from research.parallel.launch import check_command
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO, Any
 
+from research.deployment.elastic.signals import unheard
+
 TAIL_LINES = 200
 """How many lines of output are kept of a worker that does not print."""
 
@@ -44,15 +46,16 @@ class Worker:
         # Two processes cannot share an accelerator; whoever knows better says so.
         environment.setdefault("JAX_PLATFORMS", "cpu")
         try:
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                pass_fds=[its_beats, its_orders, lifeline],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # what it starts ends with it, as one group
-            )
+            with unheard():
+                self.process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    pass_fds=[its_beats, its_orders, lifeline],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # what it starts ends with it, as one group
+                )
         finally:
             os.close(its_beats)
             os.close(its_orders)
