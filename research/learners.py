@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import optax
 
 from research.data import cache_folder
 from research.experiment import Experiment
@@ -10,6 +11,9 @@ from research.learning import Learner, Replicated, Synchronous
 from research.models import Specification
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import abstract
+
+ONE = optax.constant_schedule(1.0)
+"""The rate of an optimizer whose updates are multiplied by that of the step."""
 
 
 def learner(
@@ -29,7 +33,7 @@ def learner(
     one = Synchronous(
         experiment.model,
         specification,
-        experiment.optimizer.build(steps, schedule),
+        experiment.optimizer.build(steps, ONE if asynchronous.local else schedule),
         schedule,
         mesh,
         experiment.run.seed,
@@ -42,7 +46,7 @@ def learner(
     if alone:
         return one
     if asynchronous.rule != "none":
-        return asynchronous.build(one)
+        return asynchronous.build(one, schedule)
     if federated.rule != "none":
         return federated.build(
             one,

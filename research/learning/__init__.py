@@ -2,8 +2,9 @@
 
 `Synchronous` is one model: one gradient of the whole batch a step, over any mesh. `Replicated` is
 several that differ, by a `Rule` (`ExchangeConfig` names one): local SGD, DiLoCo, elastic averaging.
-`Asynchronous` are workers around a server that takes their gradients as they come, `BackupWorkers`
-those that do not wait for the slowest, both in virtual time (`AsynchronousConfig`). `Federated` are
+`Asynchronous` are workers around a server that takes their gradients as they come, `LocalWorkers`
+those that take steps of their own, `BackupWorkers` those that do not wait for the slowest, all in
+virtual time (`AsynchronousConfig`). `Federated` are
 clients that keep their data (`FederatedConfig`). `Ensemble`, `Snapshots` and `BatchEnsemble` have
 members that answer together (`EnsembleConfig`). `Private` bounds and hides what one example does
 (`PrivacyConfig`). All are a `Learner`. `cross_entropy` gives every
@@ -15,6 +16,8 @@ from research.learning.asynchronous import (
     AsynchronousConfig,
     AsynchronousState,
     BackupWorkers,
+    LocalWorkers,
+    LocalWorkersState,
 )
 from research.learning.attack_config import AttackConfig
 from research.learning.ensemble import (
@@ -38,6 +41,7 @@ Learner = (
     Synchronous
     | Replicated
     | Asynchronous
+    | LocalWorkers
     | BackupWorkers
     | Federated
     | Ensemble
@@ -49,6 +53,7 @@ State = (
     TrainState
     | ReplicatedState
     | AsynchronousState
+    | LocalWorkersState
     | FederatedState
     | EnsembleState
     | SnapshotState
@@ -73,6 +78,8 @@ __all__ = [
     "FederatedConfig",
     "FederatedState",
     "Learner",
+    "LocalWorkers",
+    "LocalWorkersState",
     "OptimizerConfig",
     "PrivacyConfig",
     "Private",

@@ -131,8 +131,13 @@ SERVERS = {
     "dc_asgd": AsynchronousConfig("dc_asgd", compensation=0.5, durations="uniform"),
     "dc_asgd-adaptive": AsynchronousConfig("dc_asgd", compensation=0.1, compensation_decay=0.9),
     "hogwild": AsynchronousConfig("hogwild", share=0.5, slow_factor=2.0),
+    "easgd": AsynchronousConfig("easgd", period=2, alpha=0.2, durations="exponential"),
+    "buffered": AsynchronousConfig("buffered", period=1, durations="exponential"),
+    "diloco": AsynchronousConfig("diloco", period=1, quorum=2, durations="exponential"),
     "backup_workers": AsynchronousConfig("backup_workers", durations="exponential"),
 }
+OF_MOVES = ("easgd", "buffered", "diloco")
+"""A gradient is computed as for the others: one place for each."""
 SERVERS_ON = {
     "replica4": Place(MeshConfig(replica=4, data=1), 4),
     "replica2-tensor2": Place(MeshConfig(replica=2, data=1, tensor=2), 4),
@@ -454,7 +459,8 @@ class Workers(NamedTuple):
         (server, place)
         for server in SERVERS
         for place in SERVERS_ON
-        if SERVERS_ON[place].model == "table" or server in ("dc_asgd-adaptive", "backup_workers")
+        if (SERVERS_ON[place].model == "table" or server in ("dc_asgd-adaptive", "backup_workers"))
+        and (server not in OF_MOVES or place == "replica2-tensor2")
     ],
     ids="-".join,
 )

@@ -113,6 +113,13 @@ def checkpoints(folder: Path) -> list[int]:
         (["--asynchronous.slow-factor", "0.5"], "--asynchronous.slow-factor 0.5 must be 1 or more"),
         (["--asynchronous.share", "0"], "--asynchronous.share 0.0 must be more than 0, at most 1"),
         (
+            ["--asynchronous.rule", "diloco", "--asynchronous.quorum", "5"],
+            "--asynchronous.quorum 5 must be 1 to 4, or None",
+        ),
+        (["--asynchronous.grace", "-1"], "--asynchronous.grace -1.0 must be 0 or more, and finite"),
+        (["--asynchronous.maximum-staleness", "-1"], "--asynchronous.maximum-staleness -1 must be"),
+        (["--asynchronous.alpha", "1"], "--asynchronous.alpha 1.0 must be more than 0, and below"),
+        (
             ["--asynchronous.durations", "uniform", "--asynchronous.spread", "2"],
             "--asynchronous.spread 2.0 must be 0 or more, at most 1 for uniform durations",
         ),

@@ -126,12 +126,13 @@ def test_fragments_that_stages_do_not_hold_are_named(small: Any, run: Any) -> No
 def test_a_simulated_server_moves_a_gradient_and_a_fetched_copy(
     server: Any, small: Any, run: Any
 ) -> None:
-    """Of P parameters, however many workers there are; backup workers have fetched the same."""
+    """Of P parameters, however many workers there are; backup workers have fetched the same. Who
+    takes steps of its own also has momentum, and where moves are collected a place to begin."""
     case, mesh = small["table"], MeshConfig(replica=4, data=1)
     here = run(case, mesh, 4, asynchronous=replace(server, workers=8))
     state = here.learner.abstract_state
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
-    times = 1 if server.rule == "backup_workers" else 2
+    times = {"backup_workers": 1, "easgd": 3, "buffered": 4, "diloco": 4}.get(server.rule, 2)
     wanted = {("all-reduce", "float32", 4, False): times * parameters}
     assert sent_over_replica(step_of(here), here.mesh) == wanted
 

@@ -91,17 +91,18 @@ class Asynchronous:
     def observe(self, step: int, state: AsynchronousState) -> dict[str, Any]:
         """After `step` updates: `virtual_seconds`; of all updates so far the `staleness_mean` and
         `staleness_maximum`, and in `staleness_4` how many had a staleness from 4 up to the next of
-        these names; `bytes_sent` by worker and server together for one update, and
-        `bytes_sent_total`."""
+        these names; `pushes_refused` that were too stale; `bytes_sent` by worker and server
+        together for one update, and `bytes_sent_total`."""
         events = self.arrivals.before(step)
         counts = histogram(events.staleness, self.arrivals.workers)
         each = self.rule.bytes_sent(self.one.size)
         return {
             "virtual_seconds": float(events.seconds[-1]),
+            "pushes_refused": int(events.refused[-1]),
             "staleness_mean": float(events.staleness.mean()),
             "staleness_maximum": int(events.staleness.max()),
             "bytes_sent": each,
-            "bytes_sent_total": step * each,
+            "bytes_sent_total": (step + int(events.refused[-1])) * each,
             **{f"staleness_{first}": count for first, count in counts.items()},
         }
 

@@ -65,16 +65,26 @@ class Events(NamedTuple):
     worker: np.ndarray  # int32: whose gradient it is
     staleness: np.ndarray  # int32: updates since that worker fetched
     seconds: np.ndarray  # float64: when it arrives
+    refused: np.ndarray  # int32: gradients before it that were too stale to be used
 
 
 class Arrivals:
     """The event queue of an asynchronous server."""
 
-    def __init__(self, durations: Durations, workers: int, seed: int, way: float = 0.0):
-        """`way`: seconds from worker to server and back, for a gradient and the parameters."""
+    def __init__(
+        self,
+        durations: Durations,
+        workers: int,
+        seed: int,
+        way: float = 0.0,
+        bound: int | None = None,
+    ):
+        """`way`: seconds from worker to server and back, for a gradient and the parameters;
+        `bound`: the largest staleness of a gradient that is used."""
         self._durations, self.workers, self._seed, self._way = durations, workers, seed, way
+        self._bound = bound
         self._times = [np.zeros(0) for _ in range(workers)]  # of every worker's arrivals
-        self._events = Events(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
+        self._events = _in_order([np.zeros(0) for _ in range(workers)])
 
     def before(self, step: int) -> Events:
         """The first `step` updates."""
@@ -92,7 +102,11 @@ class Arrivals:
             until = min(ends)  # later, a gradient that is not drawn yet may come between
             known = [times[: np.searchsorted(times, until, "right")] for times in self._times]
             if sum(map(len, known)) >= updates:
-                return _in_order(known)
+                events = _in_order(known)
+                if self._bound is not None:
+                    events = _within(self._bound, events, self.workers)
+                if len(events.worker) >= updates:
+                    return events
             self._lengthen(int(np.argmin(ends)))
 
     def _lengthen(self, worker: int) -> None:
@@ -118,7 +132,24 @@ def _in_order(times: list[np.ndarray]) -> Events:
     turns = np.argsort(worker, kind="stable")  # all of one worker, then all of the next
     same = worker[turns[1:]] == worker[turns[:-1]]
     last[turns[1:][same]] = turns[:-1][same]
-    return Events(worker, updates - last - 1, seconds)
+    return Events(worker, updates - last - 1, seconds, np.zeros(len(worker), np.int32))
+
+
+def _within(bound: int, arrivals: Events, workers: int) -> Events:
+    """The updates of those `arrivals` that are not too stale, as there are fewer of them; whoever
+    is refused fetches anew."""
+    fetched = [0] * workers
+    kept: list[int] = []
+    staleness: list[int] = []
+    for arrival, worker in enumerate(arrivals.worker):
+        late = len(kept) - fetched[worker]
+        if late <= bound:
+            kept.append(arrival)
+            staleness.append(late)
+        fetched[worker] = len(kept)
+    at = np.array(kept, np.int32)
+    refused = at - np.arange(len(at), dtype=np.int32)
+    return Events(arrivals.worker[at], np.array(staleness, np.int32), arrivals.seconds[at], refused)
 
 
 class Rounds:

@@ -166,6 +166,7 @@ def test_what_is_observed() -> None:
     assert seen == {
         "staleness_mean": (0 + 1 + 2 + 5 * 3) / 8,
         "staleness_maximum": 3,
+        "pushes_refused": 0,
         "bytes_sent": 2 * size,
         "bytes_sent_total": 16 * size,
         **{f"staleness_{s}": {0: 1, 1: 1, 2: 1, 3: 5}.get(s, 0) for s in range(8)},
