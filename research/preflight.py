@@ -1,5 +1,11 @@
 """What is tried before the first step, so that it fails with a sentence and not in the middle."""
 
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -38,3 +44,22 @@ def check_meeting(mesh: Mesh) -> None:
             f"a sum of ones over {mesh.size} devices came out as {total:g}: the collectives of "
             "this network or driver do not work; look at their logs (NCCL_DEBUG=INFO)"
         )
+
+
+def check_room(folder: Path, state: Any) -> None:
+    """Whether every process finds room for a checkpoint of `state` (arrays, or their shapes) on the
+    disk of `folder`. A new one is whole before an old one goes, so also a run that goes on needs it.
+
+    Raises UserError, naming the host, where not.
+    """
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    host = os.environ.get("RESEARCH_HOST", platform.node())
+    complaint = (
+        f"a checkpoint of this run takes {needed / 1e6:,.1f} MB, and host {host} has "
+        f"{free / 1e6:,.1f} MB free for {folder}: free some space, or train elsewhere by "
+        "--run.directory"
+    )
+    for each in gathered("room", complaint if free < needed else ""):
+        if each:
+            raise UserError(each)

@@ -35,7 +35,7 @@ from research.parallel.saying import say, warn
 from research.parallel.stopping import StopRequest
 from research.parallel.supervision import GROWTH, dump_stacks_to, on_leave, phase, tell
 from research.plans import settled
-from research.preflight import check_meeting
+from research.preflight import check_meeting, check_room
 from research.prepared import Prepared, check_same_data, description
 from research.trained import text_of
 from research.training import snapshots as memory
@@ -130,6 +130,7 @@ def _carry_on(
         checkpoints = Checkpoints(folder.checkpoints, run.keep_checkpoints, run.keep_every)
         stack.callback(checkpoints.close)
         check_meeting(prepared.mesh)
+        check_room(folder.path, learner.abstract_state)
         identity = shared("identity", folder.identity() if is_first() else "")
         snapshots = Snapshots.from_environment(identity, run.snapshot_every)
         tell(folder=str(folder.path.absolute()), identity=identity)
