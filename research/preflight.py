@@ -48,7 +48,7 @@ def check_meeting(mesh: Mesh) -> None:
 
 def check_room(folder: Path, state: Any) -> None:
     """Whether every process finds room for a checkpoint of `state` (arrays, or their shapes) on the
-    disk of `folder`. A new one is whole before an old one goes, so also a run that goes on needs it.
+    disk of `folder`. A new one is whole before an old one goes: a run that goes on needs it, too.
 
     Raises UserError, naming the host, where not.
     """

@@ -37,6 +37,7 @@ from research.learning import (
     State,
 )
 from research.learning.attack_config import POISONINGS
+from research.parallel.collectives import collectives, in_words
 from research.parallel.layout import batch_sharding
 from research.parallel.processes import compile_together
 from research.rows import (
@@ -103,6 +104,7 @@ class Prepared:
         self.learner = self._learner()
         self.compiling_seconds = 0.0  # of the step
         self._step: Callable[[State, Any], tuple[State, Any]] | None = None
+        self._program: Any = None
         self._evaluations: dict[str, Callable[..., Any]] = {}  # compiled when first needed
 
     @property
@@ -128,7 +130,7 @@ class Prepared:
         made = copy.copy(self)
         made.experiment = experiment
         made.learner = made._learner()
-        made._step, made._evaluations = None, {}
+        made._step, made._program, made._evaluations = None, None, {}
         return made
 
     def _learner(self) -> Learner:
@@ -167,10 +169,14 @@ class Prepared:
         batch = self.rows.abstract(self.batches.rows(0, [0])) | abstract_events(self.learner)
         step = compile_together(self.learner.step.lower(self.learner.abstract_state, batch))
         self.compiling_seconds = time.perf_counter() - began
-        self._step = step
+        self._step = self._program = step
         if isinstance(self.learner, Ensemble):
             self._step = and_told(step, self.learner)
         return self._step
+
+    def collectives(self) -> str:
+        """In what a step waits for other devices, in words; of a step that is compiled."""
+        return in_words(collectives(self._program.as_text(), self.mesh.shape))
 
     def evaluate(
         self, state: State, split: Source, clients: Clients | None = None

@@ -33,7 +33,7 @@ from research.parallel.processes import (
 )
 from research.parallel.saying import say, warn
 from research.parallel.stopping import StopRequest
-from research.parallel.supervision import GROWTH, dump_stacks_to, on_leave, phase, tell
+from research.parallel.supervision import GROWTH, dump_stacks_to, on_explain, on_leave, phase, tell
 from research.plans import settled
 from research.preflight import check_meeting, check_room
 from research.prepared import Prepared, check_same_data, description
@@ -146,6 +146,8 @@ def _carry_on(
         end = run.steps if account is None else account.last_step(state, first, run.steps)
         phase("compiling")
         step_function = prepared.compile()
+        on_explain(prepared.collectives)
+        stack.callback(on_explain, None)
         if is_first():
             record()
         say(_introduction(prepared, state))

@@ -65,6 +65,15 @@ def collectives(program: Program | str, mesh: Mapping[str, int]) -> list[Collect
     return found
 
 
+def in_words(found: list[Collective]) -> str:
+    """`2 all-reduce over data, 1 all-gather over fsdp`: calls a step by kind and axes."""
+    calls: dict[str, int] = {}
+    for each in found:
+        kind = f"{each.kind} over {' × '.join(each.axes)}"
+        calls[kind] = calls.get(kind, 0) + each.calls
+    return ", ".join(f"{number} {kind}" for kind, number in calls.items())
+
+
 def _chain(instruction: Instruction) -> tuple[str, ...] | None:
     """What the parts of one exchange have in common: TPU programs overlap it with computations, and
     print it in each of the fusions that have a part of it."""

@@ -24,14 +24,21 @@ EVERY_SECONDS = 0.05
 LEAVE = "leave"
 """Order: stop at an agreed step, for the reason that comes with it."""
 
+EXPLAIN = "explain"
+"""Order: tell what a step may be waiting in."""
+
 GROWTH = "more processes"
 """Reason to stop: the next generation is larger. What lies in memory is enough to go on from."""
+
+MOST_WORDS = 1000
+"""Characters of an explanation: a line is short enough to be written at once."""
 
 _beats: int | None = None
 _told = 0.0
 _lock = threading.Lock()
 _left: list[str] = []
 _on_leave: Callable[[str], None] | None = None
+_explain: Callable[[], str] | None = None
 _stacks: Any = None
 
 
@@ -85,8 +92,17 @@ def follow(orders: IO[str]) -> None:
                 order = json.loads(line)
                 if order.get("do") == LEAVE:
                     _leave(order["reason"])
+                elif order.get("do") == EXPLAIN and _explain is not None:
+                    tell(collectives=_explain()[:MOST_WORDS])
 
     threading.Thread(target=listen, name="orders", daemon=True).start()
+
+
+def on_explain(call: Callable[[], str] | None) -> None:
+    """`call()` says what a step may be waiting in; it is asked where one seems to hang, in a thread
+    of its own."""
+    global _explain
+    _explain = call
 
 
 def on_leave(call: Callable[[str], None] | None) -> None:

@@ -85,3 +85,14 @@ def test_hosts_that_differ_are_told_apart() -> None:
     assert "host b has another jax than host a (0.9 and 0.10.2)" in str(
         difference("b", one | {"jax": "0.9"}, "a", one)
     )
+
+
+def test_a_step_that_is_done_again_is_no_progress() -> None:
+    history = History()
+    history.start(1, 2, "data 2", ["a"])
+    assert history.stepped(3) and history.stepped(4)
+    history.end("process 1 was killed")
+    history.start(2, 2, "data 2", ["a"])
+    history.restored(2, "snapshot")
+    assert not history.stepped(3) and not history.stepped(4)
+    assert history.stepped(5)

@@ -41,8 +41,9 @@ LEAVE_SECONDS = 120.0
 FETCH_SECONDS = 60.0
 """How long hosts may take to fetch a snapshot."""
 
-FUTILE = 3
-"""Generations one after the other that may fail before their first step."""
+FUTILE, KILLED = 3, 20
+"""Generations one after the other that may end without a step that is new, by errors of their own,
+and whatever the cause."""
 
 CALM_SECONDS = 5.0
 """A generation that has just begun is not ended for a larger one."""
@@ -69,7 +70,7 @@ class Controller:
         self._generation: Generation | None = None
         self._number = 0
         self._snapshot: int | None = None
-        self._futile = 0
+        self._futile = self._killed = 0
         self._promised = options.most  # processes that the next generation waits for
         self._calm = CALM_SECONDS
         self._history = History()
@@ -174,13 +175,15 @@ class Controller:
             self._beat(time.monotonic())
         if "devices" in facts and self._declared is not None:
             self._declared["devices"] = facts["devices"]
+        if "collectives" in facts:
+            its.collectives = facts["collectives"]
+            return
         its.watch.tell(rank, time.monotonic(), facts.get("step"), facts.get("phase"))
         if "restored" in facts and rank == 0:
             self._history.restored(facts["restored"], facts["source"])
             self._history.write(self._run.get("folder"))
-        if "step" in facts:
-            self._futile = 0
-            self._history.stepped(facts["step"])
+        if "step" in facts and self._history.stepped(facts["step"]):
+            self._futile = self._killed = 0
 
     def _on_failed(self, member: Member, facts: dict[str, Any]) -> None:
         where = f" (host {member.name})" if self._several else ""
@@ -379,13 +382,12 @@ class Controller:
         self._members.say(f"{text}: ending generation {its.number}")
         self._members.send(do="end")
         self._become("ending")
-        self._futile += 1
-        if self._futile > FUTILE:
+        self._killed += 1
+        self._futile += end.own
+        if self._futile > FUTILE or self._killed > KILLED:
             for line in end.tail:
                 self._members.say(line)
-            self._exit(
-                1, f"error: {self._futile} generations failed before their first step: {text}"
-            )
+            self._exit(1, f"error: {self._killed} generations ended without a new step: {text}")
 
     # Ending ---------------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ class End:
     text: str
     final: bool = False
     """The run would end so again."""
+    own: bool = False
+    """By an error of the program: the run may end so again."""
     status: int = 1
     rest: int | None = None
     """Rank whose place stays empty for a while."""
@@ -46,6 +48,8 @@ class Generation:
         """By rank: what workers told that ended as they should."""
         self.over = False
         """It is being killed: how workers end now says nothing."""
+        self.collectives = ""
+        """Of the compiled step, as a worker told when one seemed to hang."""
         self._several = several
         self._failures: list[Ended] = []
         self._hung: tuple[int, float, float] | None = None  # rank, silence, and since when known
@@ -104,7 +108,8 @@ class Generation:
             rank = self._stopped[0]
             return End(f"process {rank} is stopped by a signal", rest=rank)
         status = 2 if culprit.status == 2 else 1
-        return End(text, final, status, culprit.rank, culprit.tail)
+        own = culprit.status > 0
+        return End(text, final, own, status, culprit.rank, culprit.tail)
 
     def _name_the_hung(self) -> End:
         assert self._hung is not None
@@ -116,9 +121,10 @@ class Generation:
         name = f"process {rank}" + (" on host {host}" if self._several else "")
         last = self.watch.step()
         after = f" after step {last}" if last >= 0 else ""
+        waits = f"; a step waits for others in {self.collectives}" if self.collectives else ""
         text = (
             f"no step for {seconds:.0f} s (median {self.watch.median:.2f} s){after}: {name} "
-            f"{'is stopped by a signal' if is_stopped else f'is {phase}'}; the stacks of all "
+            f"{'is stopped by a signal' if is_stopped else f'is {phase}'}{waits}; the stacks of all "
             "processes are in {folder}"
         )
         return End(text, rest=rank if is_stopped or self._several else None)

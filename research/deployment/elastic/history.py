@@ -60,8 +60,9 @@ class History:
         furthest = max((g.step for g in self.generations[:-1]), default=0)
         last.lost = max(furthest - step, 0) if len(self.generations) > 1 else 0
 
-    def stepped(self, step: int) -> None:
-        """`step` is done."""
+    def stepped(self, step: int) -> bool:
+        """`step` is done; returns whether it is so for the first time."""
+        furthest = max(g.step for g in self.generations)
         last = self.generations[-1]
         if last.first_step is None:
             last.first_step = self.clock()
@@ -69,6 +70,7 @@ class History:
             if before:
                 last.recovery = round(last.first_step - (before[-1].ended or 0), 3)
         last.step = max(last.step, step)
+        return step > furthest
 
     def end(self, cause: str) -> None:
         """The newest generation, if there was one, is over."""

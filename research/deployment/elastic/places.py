@@ -8,6 +8,7 @@ from typing import Any
 
 from research.deployment.elastic.options import Options
 from research.deployment.elastic.worker import Put, Worker
+from research.parallel.supervision import EXPLAIN
 
 MOST_FAILURES = 5
 """Workers of one place that may end one after the other before they have stood by."""
@@ -115,11 +116,13 @@ class Places:
         return [w.rank for w in self.active() if w.is_stopped() and w.rank is not None]
 
     def write_stacks(self) -> list[int]:
-        """Lets the workers write where they are; returns the ranks that a signal holds still."""
+        """Lets the workers write where they are, and tell in what they may wait; returns the ranks
+        that a signal holds still."""
         stopped = self.stopped()
         for worker in self.active():
             if worker.rank not in stopped:
                 worker.signal(signal.SIGUSR1)
+                worker.order({"do": EXPLAIN})
         return stopped
 
     def declared(self, worker: Worker, what: dict[str, Any]) -> None:
