@@ -124,7 +124,7 @@ class Generation:
         waits = f"; a step waits for others in {self.collectives}" if self.collectives else ""
         text = (
             f"no step for {seconds:.0f} s (median {self.watch.median:.2f} s){after}: {name} "
-            f"{'is stopped by a signal' if is_stopped else f'is {phase}'}{waits}; the stacks of all "
+            f"is {'stopped by a signal' if is_stopped else phase}{waits}; the stacks of all "
             "processes are in {folder}"
         )
         return End(text, rest=rank if is_stopped or self._several else None)
