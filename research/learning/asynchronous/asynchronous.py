@@ -33,6 +33,14 @@ from research.learning.replicated.state import in_front
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.parallel.layout import abstract
 
+NO_ROW = 2**32 - 1
+"""A number that no row of a batch has."""
+
+
+def of_rule(key: jax.Array) -> jax.Array:
+    """Of what a rule draws, where `key` is that of the step."""
+    return jax.random.fold_in(key, NO_ROW)
+
 
 class AsynchronousState(NamedTuple):
     """All that an update changes."""
@@ -127,7 +135,6 @@ class Asynchronous:
         batch = dict(batch)
         worker, staleness = batch.pop("worker"), batch.pop("staleness")
         key = self.one.key(state.step)
-        of_rule = jax.random.fold_in(key, len(batch["targets"]))  # a number that no row has
         # Of a `take` over the split axis XLA makes an all-reduce of one copy.
         take = partial(jnp.take, indices=worker, axis=0, mode="clip")
         fetched = jax.tree.map(take, state.fetched)
@@ -136,7 +143,7 @@ class Asynchronous:
         # As in `Synchronous`: else XLA's CPU backend computes an update for each use of it.
         gradients = jax.lax.optimization_barrier(gradients)
         server = Server(state.parameters, state.optimizer, state.rule)
-        arrival = Arrival(gradients, fetched, staleness, of_rule)
+        arrival = Arrival(gradients, fetched, staleness, of_rule(key))
         server, gradients = served(self.rule, self.one.optimizer, server, arrival)
         parameters = jax.lax.optimization_barrier(server.parameters)
         norms = optax.tree.norm(gradients), optax.tree.norm(parameters)

@@ -110,17 +110,17 @@ class LocalWorkers:
         }
 
     def observe(self, step: int, state: LocalWorkersState) -> dict[str, Any]:
-        """After `step` gradients: `virtual_seconds`, how many `moves` and `merges` there were, and
-        of all moves so far what `Asynchronous` tells of updates."""
+        """After `step` gradients: `virtual_seconds`, how many `merges` there were, if there are
+        any, and of all moves so far what `Asynchronous` tells of updates."""
         events = self.turns.before(step)
         moves = [event for event in events if event.moves]
         staleness = np.array([event.staleness for event in moves], np.int32)
         refused = sum(event.refused for event in events)
         each = 2 * self.one.size
+        merges = {"merges": sum(event.merges > 0 for event in events)}
         return {
             "virtual_seconds": events[-1].seconds,
-            "moves": len(moves),
-            "merges": sum(event.merges > 0 for event in events),
+            **({} if self.turns.meeting.kind == "each" else merges),
             "pushes_refused": refused,
             "staleness_mean": float(staleness.mean()) if len(moves) else 0.0,
             "staleness_maximum": int(staleness.max(initial=0)),

@@ -114,7 +114,8 @@ def test_moves_are_used_as_papers_say(name: str, one: Synchronous) -> None:
     seen = made.observe(STEPS, state)
     events = made.turns.before(STEPS)
     moves, refused = sum(e.moves for e in events), sum(e.refused for e in events)
-    assert seen["moves"] == moves and seen["pushes_refused"] == refused
+    assert seen["pushes_refused"] == refused
+    assert ("merges" in seen) == (RULES[name].rule != "easgd")
     assert (refused > 0) == (name == "bounded")
     assert seen["bytes_sent_total"] == (moves + refused) * 2 * 4 * start_size(one)
     assert sum(seen[f"staleness_{s}"] for s in range(6)) == moves
