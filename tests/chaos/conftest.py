@@ -100,6 +100,7 @@ class Elastic:
         try:
             assert self.process.wait(patience) == status, self.log.read_text()
         except subprocess.TimeoutExpired:
+            self.process.kill()
             pytest.fail(self.log.read_text())
         return self.log.read_text()
 
