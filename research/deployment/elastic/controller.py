@@ -17,18 +17,18 @@ import socket
 import threading
 import time
 import traceback
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from research.deployment.elastic.agent import BEAT_SECONDS, LEASE_SECONDS
 from research.deployment.elastic.generation import End, Generation
 from research.deployment.elastic.history import History
-from research.deployment.elastic.layout import Declared, Layout, largest
+from research.deployment.elastic.layout import Layout
 from research.deployment.elastic.members import Member, Members, files_of
 from research.deployment.elastic.messages import Connection, Message
 from research.deployment.elastic.options import Options
 from research.deployment.elastic.rendezvous import Rendezvous
+from research.deployment.elastic.run import Run
 from research.errors import Preempted, RunError, UserError
 from research.parallel.supervision import GROWTH
 
@@ -64,8 +64,7 @@ class Controller:
         self._several = options.rendezvous is not None
         self._events: SimpleQueue[tuple[Connection, Message | None]] = SimpleQueue()
         self._members = Members(self._several)
-        self._declared: dict[str, Any] | None = None
-        self._run: dict[str, str] = {}  # identity and folder
+        self._run = Run(options)
         self._state, self._since = "gathering", time.monotonic()
         self._generation: Generation | None = None
         self._number = 0
@@ -120,7 +119,7 @@ class Controller:
     def _beat(self, now: float) -> None:
         self._next_beat = now + BEAT_SECONDS
         busy = self._generation is not None and self._generation.watch.step() < 0
-        self._members.beat(self._run, quiet=self._state == "running" and not busy)
+        self._members.beat(self._run.place, quiet=self._state == "running" and not busy)
 
     def _become(self, state: str) -> None:
         self._state, self._since = state, time.monotonic()
@@ -138,7 +137,7 @@ class Controller:
             if complaint is not None:
                 link.send(do="exit", status=2, text=f"error: {complaint}")
                 return
-            self._run = self._run or message["run"]
+            self._run.place = self._run.place or message["run"]
             if self._several:
                 name, slots = message["hello"], message["slots"]
                 self._members.say(f"host {name} is there, with room for {slots}")
@@ -148,19 +147,18 @@ class Controller:
             getattr(self, f"_on_{message.pop('event')}")(member, **message)
 
     def _on_declared(self, member: Member, declared: dict[str, Any]) -> None:
-        if self._declared is None:
-            self._declared = declared
-            try:
-                self._fit(self.options.most)
-            except UserError as error:
-                self._exit(2, f"error: {error}")
-        elif declared["digest"] != self._declared["digest"] and not self._run:
-            self._exit(2, f"error: the config on host {member.name} is another than on the others")
+        try:
+            if self._run.declare(declared):
+                return
+            text = f"the config on host {member.name} is another than on the others"
+        except UserError as error:
+            text = str(error)
+        self._exit(2, f"error: {text}")
 
     def _on_beat(self, member: Member, free: int, ready: int, held: list[Any] | None) -> None:
         member.free, member.ready = free, ready
         if held is not None:
-            member.held = files_of(held, self._run.get("identity", ""))
+            member.held = files_of(held, self._run.identity)
 
     def _on_started(self, member: Member, pids: dict[str, int]) -> None:
         self._history.generations[-1].pids |= pids
@@ -169,19 +167,16 @@ class Controller:
         its = self._generation
         if its is None or generation != its.number or self._state == "gathering":
             return
-        if facts.get("identity"):
-            self._run = {"identity": facts["identity"], "folder": facts["folder"]}
-            self._history.write(facts["folder"])
+        if self._run.begins(facts):
+            self._history.write(self._run.folder)
             self._beat(time.monotonic())
-        if "devices" in facts and self._declared is not None:
-            self._declared["devices"] = facts["devices"]
         if "collectives" in facts:
             its.collectives = facts["collectives"]
             return
         its.watch.tell(rank, time.monotonic(), facts.get("step"), facts.get("phase"))
         if "restored" in facts and rank == 0:
             self._history.restored(facts["restored"], facts["source"])
-            self._history.write(self._run.get("folder"))
+            self._history.write(self._run.folder)
         if "step" in facts and self._history.stepped(facts["step"]):
             self._futile = self._killed = 0
 
@@ -231,10 +226,10 @@ class Controller:
             f"{free} of at least {least} processes are there after {waited:.0f} s (hosts: "
             f"{self._members.in_words()})"
         )
-        if self._declared is not None and free >= least and any(m.ready for m in self._members):
+        if self._run.is_declared and free >= least and any(m.ready for m in self._members):
             try:
-                layout = self._fit(free)
-                most = self._fit(self.options.most)
+                layout = self._run.fit(free)
+                most = self._run.fit(self.options.most)
                 # Later on, whoever is still to come makes another generation.
                 enough = min(self._promised, most.processes)
                 if layout.processes >= enough or waited > self.options.gather_seconds:
@@ -243,7 +238,9 @@ class Controller:
             except UserError as error:
                 why = str(error)
         if waited > self.options.give_up_seconds:
-            saved = f"; what was saved is safe: {self._how_to_go_on()}" if self._run else ""
+            saved = (
+                f"; what was saved is safe: {self._run.how_to_go_on()}" if self._run.place else ""
+            )
             self._exit(Preempted.STATUS, f"error: {why}{saved}")
         elif waited > 10 and free < least:
             self._members.say(
@@ -251,14 +248,6 @@ class Controller:
                 f"{self._members.in_words()})",
                 once=True,
             )
-
-    def _fit(self, there: int) -> Layout:
-        assert self._declared is not None
-        names = ("mesh", "replicas", "batch", "microbatches")
-        known = {name: self._declared[name] for name in names}
-        # How many accelerators a process has is known when it has used them.
-        declared = Declared(**known, devices=self._declared["devices"] or 1)
-        return largest(declared, there, self.options.least, self.options.most)
 
     # Starting -------------------------------------------------------------------------------
 
@@ -306,9 +295,7 @@ class Controller:
         self._members.say(
             f"generation {self._number}: {layout.processes} processes{of}, mesh {layout}"
         )
-        words = _words(self.options.command, self._run.get("folder"))
-        if self._declared is not None and self._declared["devices"] is not None:
-            words = [*words, *layout.words()]
+        words = self._run.words(layout)
         for member in taking:
             member.link.send(
                 do="start",
@@ -349,7 +336,7 @@ class Controller:
         there = min(its.layout.processes + here, self.options.most)
         if there <= its.layout.processes:
             return
-        larger = self._fit(there).processes
+        larger = self._run.fit(there).processes
         ready = sum(member.ready for member in self._members)
         if larger > its.layout.processes and (ready >= larger or not self.options.standby):
             self._promised = larger
@@ -374,7 +361,7 @@ class Controller:
             self._exit(end.status, f"error: {end.text}")
             return
         host = self._members.at(end.rest) if end.rest is not None else None
-        stacks = f"{self._run['folder']}/stacks" if self._run else "no folder yet"
+        stacks = f"{self._run.folder}/stacks" if self._run.place else "no folder yet"
         text = end.text.replace("{host}", host.name if host else "?").replace("{folder}", stacks)
         if host is not None:
             host.link.send(do="rest", rank=end.rest)
@@ -409,14 +396,14 @@ class Controller:
         facts = next(iter(its.outcomes.values())) if its.done and not its.over else {}
         reason = str(facts.get("reason", ""))
         self._history.end("finished" if facts.get("phase") == "finished" else reason)
-        self._history.write(self._run.get("folder"))
+        self._history.write(self._run.folder)
         if facts.get("phase") == "finished":
-            every = self._declared["snapshot_every"] if self._declared else 0
-            self._exit(0, f"elastic: {self._history.summary(every)}", clean=True)
+            text = f"elastic: {self._history.summary(self._run.snapshot_every)}"
+            self._exit(0, text, clean=True)
             return
         leaving = [member for member in self._members if member.leaving]
         if facts and reason != GROWTH and len(leaving) in (0, len(self._members)):
-            text = f"elastic: stopped by {reason} and saved; {self._how_to_go_on()}"
+            text = f"elastic: stopped by {reason} and saved; {self._run.how_to_go_on()}"
             self._exit(Preempted.STATUS, text, clean=True)
             return
         self._become("gathering")
@@ -428,32 +415,15 @@ class Controller:
     def _stop_if_all_leave(self) -> None:
         reasons = [member.leaving for member in self._members if member.leaving]
         if reasons and len(reasons) == len(self._members):
-            saved = f": {self._how_to_go_on()}" if self._run else " before the run could be saved"
+            saved = (
+                f": {self._run.how_to_go_on()}"
+                if self._run.place
+                else " before the run could be saved"
+            )
             self._exit(Preempted.STATUS, f"elastic: stopped by {reasons[0]}{saved}")
-
-    def _how_to_go_on(self) -> str:
-        least, most = self.options.least, self.options.most
-        folder = self._run.get("folder", "RUN")
-        return f"go on with `research launch --elastic {least}:{most} ... -- resume {folder}`"
 
     def _exit(self, status: int, text: str, clean: bool = False) -> None:
         self._history.end(text)
-        self._history.write(self._run.get("folder"))
+        self._history.write(self._run.folder)
         self._over = True
         self._members.send(do="exit", status=status, text=text, clean=clean)
-
-
-def _words(command: list[str], folder: str | None) -> list[str]:
-    """The command of the next generation: a run that was begun is resumed."""
-    if folder is None:
-        return command
-    if command[0] == "resume":
-        return [command[0], folder, *command[2:]]
-    if not (Path(folder) / "config.json").exists():
-        return [*command, "--run.directory", folder]
-    devices = [
-        word
-        for before, word in zip(["", *command], command, strict=False)
-        if word.startswith("--cpu-devices") or before == "--cpu-devices"
-    ]
-    return ["resume", folder, *devices]

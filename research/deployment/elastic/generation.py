@@ -15,8 +15,8 @@ SETTLE_SECONDS = 0.3
 SETTLE_SECONDS_OF_HOSTS = 1.0
 """After a first failure, how long others may be told of: only then is the cause known."""
 
-STACKS_SECONDS = 2.0
-"""How long hung processes have to write where they are."""
+STACKS_SECONDS, EXPLAIN_SECONDS = 2.0, 10.0
+"""How long hung processes have to write where they are, and to say what they may wait in."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Generation:
             if (hung := self.watch.hung(now)) is not None:
                 self._hung = (*hung, now)
                 dump()
-        elif now - self._hung[2] > STACKS_SECONDS:
+        elif now - self._hung[2] > (STACKS_SECONDS if self.collectives else EXPLAIN_SECONDS):
             return self._name_the_hung()
         return None
 
