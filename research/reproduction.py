@@ -259,7 +259,12 @@ def _check_same(experiment: Experiment, path: Path) -> None:
 
 def _difference(here: Any, there: Any, where: str = "") -> str | None:
     if not (isinstance(here, dict) and isinstance(there, dict)):
-        decided = where == "run.directory" or (where == "exchange.plan" and here == "auto")
+        left_open = {
+            "exchange.plan": "auto",
+            "privacy.seed": None,
+            "privacy.noise_multiplier": None,
+        }
+        decided = where == "run.directory" or (where in left_open and here == left_open[where])
         same = here == there or decided
         return None if same else f"{where} is {there!r}, and now {here!r}"
     for name in here | there:

@@ -364,6 +364,23 @@ def test_a_run_of_another_experiment_is_not_taken_for_this_one(
     assert "data.batch is 16, and now 32" in said and "--run.directory" in said
 
 
+def test_a_finished_run_with_noise_is_known_again(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its seed and the noise were found when it began: an experiment that leaves them open is the
+    same one."""
+    text = TINY.replace(
+        "mesh=MeshConfig(replica=-1, data=1)", 'privacy=PrivacyConfig("example", delta=1e-4)'
+    )
+    text = text.replace(", exchange=ExchangeConfig(rule, period=2, replicas=8)", "")
+    text = text.replace("measure=measure", "measure=lambda results: []")
+    (tiny / "experiment.py").write_text(text)
+    (tiny / "paper.json").write_text(json.dumps(PAPER | {"numbers": []}))
+    for _ in range(2):
+        assert main(words(tiny, "--seeds", 0)) == 0
+    assert capsys.readouterr().out.count("step 6/6") == 2
+
+
 def test_mistakes_are_one_sentence(tiny: Path, mistake: Callable[..., str]) -> None:
     folder = ["--experiments", tiny.parent]
     said = mistake("reproduce", "tyni_2020", *folder)
