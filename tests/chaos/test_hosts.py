@@ -129,3 +129,35 @@ def test_a_host_that_dies_with_its_memory_loses_no_shard(
     _, second, third = run.lines("generations.jsonl")[:3]
     assert second["source"] == "snapshot" and second["lost"] <= 20
     assert sorted(third["hosts"]) == ["a", "b", "c"]
+
+
+def test_a_host_that_has_to_leave_costs_no_step_and_the_others_go_on(
+    hosts: Hosts, small_config: Path, tmp_path: Path, undisturbed_shards: list[float]
+) -> None:
+    run = Run(hosts, tmp_path / "run", small_config)
+    run.reaches(60)
+    leaving = hosts.processes.pop("c")
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(120) == 75, run.said()
+    assert run.end() == pytest.approx(undisturbed_shards, rel=RELATIVE)
+    first, second = run.lines("generations.jsonl")
+    assert first["cause"] == "SIGTERM"
+    assert (second["hosts"], second["lost"]) == (["a", "b"], 0)
+    assert second["restored"] == first["step"]
+
+
+def test_the_host_of_the_rendezvous_may_die_and_come_back(
+    hosts: Hosts, small_config: Path, tmp_path: Path, undisturbed_shards: list[float]
+) -> None:
+    """Its supervisor, its worker and the coordination service at once; the others wait for it."""
+    run = Run(hosts, tmp_path / "run", small_config)
+    run.reaches(60)
+    hosts.processes["a"].kill()
+    hosts.processes.pop("a").wait()
+    run.wait(lambda: "waiting for the rendezvous" in run.log("b").read_text())
+    done = len(run.lines("metrics.jsonl"))
+    run.launch("a")
+    assert run.end() == pytest.approx(undisturbed_shards, rel=RELATIVE)
+    last = run.lines("generations.jsonl")[-1]
+    assert sorted(last["hosts"]) == ["a", "b", "c"]
+    assert last["source"] == "snapshot" and done - last["restored"] <= 20
