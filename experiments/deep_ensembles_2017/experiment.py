@@ -2,8 +2,9 @@
 
     research reproduce deep_ensembles_2017
 
-15 MLPs of 3 × 200 units learn MNIST side by side, and one MLP of as many parameters as all of them
-together; digits, digits with permuted pixels and photographs are what they are asked about.
+15 MLPs of 3 × 200 units learn MNIST side by side, one MLP of as many parameters as all of them
+together, and 10 LeNets; digits, digits with permuted pixels and photographs are what they are asked
+about.
 """
 
 import json
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from research import trained
 from research.experiment import (
+    CNNConfig,
     EnsembleConfig,
     Experiment,
     ImagesConfig,
@@ -28,16 +30,17 @@ from research.training.folder import RunFolder
 
 MEMBERS = (1, 5, 10, 15)
 TOGETHER, LARGE = "15 members", "one net of 15 times the parameters"
+LENETS = "10 LeNets"
 SCORES = {"nll": "NLL", "error": "error", "brier": "Brier score", "ece": "ECE"}
 STRANGE = {"permuted": "permuted pixels", "cifar10_5k": "photographs"}
 
 
 def variants(quick: bool) -> dict[str, Experiment]:
-    """The ensemble, and the large net as an ensemble of one, so that the same is told of both."""
+    """The ensembles, and the large net as an ensemble of one, so that the same is told of all."""
 
-    def experiment(members: int, width: int) -> Experiment:
+    def experiment(members: int, model: MLPConfig | CNNConfig) -> Experiment:
         return Experiment(
-            model=MLPConfig(widths=(width,) * 3),
+            model=model,
             data=ImagesConfig(name="mnist", batch=100),
             optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip=None),
             ensemble=EnsembleConfig("deep", members=members),
@@ -50,9 +53,12 @@ def variants(quick: bool) -> dict[str, Experiment]:
             ),
         )
 
-    if quick:
-        return {TOGETHER: experiment(15, 20), LARGE: experiment(1, 110)}
-    return {TOGETHER: experiment(15, 200), LARGE: experiment(1, 1154)}
+    small, large = (20, 110) if quick else (200, 1154)
+    made = {
+        TOGETHER: experiment(15, MLPConfig(widths=(small,) * 3)),
+        LARGE: experiment(1, MLPConfig(widths=(large,) * 3)),
+    }
+    return made if quick else made | {LENETS: experiment(10, CNNConfig(kind="lenet"))}
 
 
 def judged(run: Run, strange: str) -> dict[str, Any]:
@@ -87,6 +93,12 @@ def measure(results: Results) -> list[Measurement]:
             add(f"{name} of {members} members", together)
         large = [judged(run, "permuted") for run in results.runs[LARGE]]
         add(f"{name} of {LARGE}", [each["by_members"][0][score] for each in large])
+        lenets = [judged(run, "permuted") for run in results.runs.get(LENETS, ())]
+        add(
+            f"{name} of a LeNet, in the mean",
+            [m["combinations"]["a member"][score] for m in lenets],
+        )
+        add(f"{name} of {LENETS}", [each["by_members"][-1][score] for each in lenets])
     for strange, what in STRANGE.items():
         of = [judged(run, strange) for run in results.runs[TOGETHER]]
         large = [judged(run, strange) for run in results.runs[LARGE]]
