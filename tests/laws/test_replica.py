@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from research.data import Clients, Cohorts, LabeledArrays
+from research.exchange.privacy import Event, ledger
+from research.exchange.privacy.release import Release
 from research.learning import FederatedConfig, OptimizerConfig, Synchronous
 from research.parallel.mesh import MeshConfig
 
@@ -51,6 +53,8 @@ def test_a_plan_changes_nothing(rule: Any, small: Any, run: Any, rounding: Any) 
 
 
 CLIENTS = FederatedConfig("scaffold", cohort=12, epochs=2, stragglers=0.5, weighting="uniform")
+PRIVATE = replace(CLIENTS, rule="fedavg", sampling="poisson")
+RELEASE = Release(0.1, Event(0.5, 0.75), 12.0)
 PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "chunk": (1, {"plan": "chunk", "width": 4}),
     "vmap": (1, {"plan": "vmap"}),
@@ -59,7 +63,7 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def rounds(case: Any, devices: int, **plan: Any) -> tuple[Any, list[float]]:
+def rounds(case: Any, devices: int, private: bool = False, **plan: Any) -> tuple[Any, list[float]]:
     """The state after three rounds of clients of unequal sizes, and their losses."""
     draw = np.random.default_rng(5)
     inputs = draw.normal(size=(90, *case.specification.shape)).astype(np.float32)
@@ -67,7 +71,7 @@ def rounds(case: Any, devices: int, **plan: Any) -> tuple[Any, list[float]]:
     owners = np.concatenate([np.arange(16), draw.integers(0, 16, 90 - 16)])
     clients = Clients.of(owners, labels, case.specification.classes, tuple(map(str, range(16))))
     local = OptimizerConfig(name="sgd", learning_rate=0.1, schedule="constant", clip=None)
-    config = replace(CLIENTS, **plan)
+    config = replace(PRIVATE if private else CLIENTS, **plan)
     mesh = MeshConfig(replica=devices, data=1).build(jax.devices("cpu")[:devices])
     one = Synchronous(
         case.model,
@@ -77,14 +81,26 @@ def rounds(case: Any, devices: int, **plan: Any) -> tuple[Any, list[float]]:
         mesh,
         outside=("replica",),
     )
-    here = config.build(one, local, 10, len(clients))
+    release = RELEASE if private else None
+    here = config.build(one, local, 10, len(clients), release=release, secret=3)
     cohorts = Cohorts(
-        LabeledArrays(inputs, labels), clients, 12, 4, 2, seed=1, stragglers=0.5, devices=devices
+        LabeledArrays(inputs, labels),
+        clients,
+        12,
+        4,
+        2,
+        seed=1,
+        stragglers=0.5,
+        devices=devices,
+        sampling=config.sampling,
+        places=config.places(len(clients), devices),
+        secret=9,
     )
     with jax.set_mesh(mesh):
         state, losses = here.init(), []
         for step in range(3):
-            state, metrics = here.step(state, cohorts.rows(step, range(12)))
+            rows = cohorts.rows(step, range(cohorts.cohort))
+            state, metrics = here.step(state, rows | here.events(step))
             losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
 
@@ -99,6 +115,16 @@ def test_a_plan_of_clients_changes_nothing(small: Any) -> None:
         its_state, its_losses = rounds(case, devices, **plan)
         assert its_losses == pytest.approx(losses, rel=RELATIVE), name
         assert_close(its_state, state)
+
+
+def test_a_plan_of_private_clients_changes_nothing(small: Any) -> None:
+    """Neither who is drawn nor the noise hangs on where clients are computed."""
+    state, _ = rounds(small["table"], 1, private=True)
+    for name in ("vmap", "two-devices"):
+        devices, plan = PLANS[name]
+        its_state, _ = rounds(small["table"], devices, private=True, **plan)
+        assert_close(its_state, state)
+    assert ledger.spent(state.stages["noise"]) == [(RELEASE.event, 3)]
 
 
 @pytest.mark.distributed
