@@ -23,7 +23,7 @@ from research.exchange.privacy.clipping import (
     noise_of_sum,
     scaled,
 )
-from research.exchange.privacy.correlated import correlated, no_past
+from research.exchange.privacy.correlated import correlated, deviation_of_sums, no_past
 from research.exchange.privacy.ledger import Account, Ledger
 from research.exchange.privacy.noise import gaussian
 
@@ -41,6 +41,7 @@ __all__ = [
     "audited",
     "clipped",
     "correlated",
+    "deviation_of_sums",
     "epsilon_of",
     "gaussian",
     "no_past",

@@ -61,3 +61,18 @@ def correlated(independent: Tree, past: Tree, bands: int) -> tuple[Tree, Tree]:
     made = jax.tree.map(next_of, independent, past)
     kept = jax.tree.map(lambda y, before: jnp.concatenate([y[None], before[:-1]]), made, past)
     return made, kept
+
+
+def deviation_of_sums(steps: int, bands: int) -> float:
+    """The root mean square, over t = 1, ..., `steps`, of the deviation of y_1 + ... + y_t: of the
+    noise in what the first t steps add up to, for z·L = 1. It is √((steps + 1)/2) for one band, and
+    falls with more, which cost the same ε, as long as nobody comes again before they are through.
+    """
+    first, *others = coefficients(bands)
+    inverse = np.zeros(steps)  # of C, a column: Toeplitz, too
+    inverse[0] = 1 / first
+    for t in range(1, steps):
+        before = inverse[max(t - bands + 1, 0) : t][::-1]
+        inverse[t] = -np.dot(others[: len(before)], before) / first
+    variances = np.cumsum(np.cumsum(inverse) ** 2)  # of each sum
+    return float(np.sqrt(np.mean(variances)))

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from research.exchange.privacy import Budget, Event, correlated, epsilon_of, no_past
+from research.exchange.privacy import (
+    Budget,
+    Event,
+    correlated,
+    deviation_of_sums,
+    epsilon_of,
+    no_past,
+)
 from research.exchange.privacy.correlated import coefficients
 
 STEPS = 9
@@ -36,6 +43,16 @@ def test_noise_is_the_inverse_of_the_matrix_times_what_is_drawn(bands: int) -> N
     np.testing.assert_allclose([y["a"] for y in made], inverse, atol=1e-5)
     np.testing.assert_allclose([y["b"] for y in made], 2 * inverse, atol=1e-5)
     assert len(jax.tree.leaves(past)) == (2 if bands > 1 else 0)
+
+
+@pytest.mark.parametrize("bands", [1, 3, STEPS])
+def test_the_deviation_of_sums_is_that_of_the_rows_of_the_product(bands: int) -> None:
+    """‖A·C⁻¹‖_F/√T, with the matrix A of all prefix sums (Denisov et al. 2022, their error)."""
+    product = np.tri(STEPS) @ np.linalg.inv(matrix(bands))
+    expected = np.linalg.norm(product) / STEPS**0.5
+    assert deviation_of_sums(STEPS, bands) == pytest.approx(expected)
+    if bands == 1:
+        assert expected == pytest.approx(((STEPS + 1) / 2) ** 0.5)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
