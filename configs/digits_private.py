@@ -3,7 +3,9 @@
 research train configs/digits_private.py
 
 An MLP of 64 tanh, 1,024 of the 1,437 images in a mean step. Validation accuracy 96.2 ± 0.5 % (5
-seeds); none of eight other settings of model, batch, steps and rate had more. Seconds.
+seeds); none of eight other settings of model, batch, steps and rate had more. Looked at once, after
+that: test accuracy 99.0 ± 1.4 % (seeds 0 to 4). These 180 images are easier than the validation's:
+an SVM that is not private has 100 and 98.3 % of them. Seconds on 2 CPU cores.
 """
 
 from research.experiment import (
