@@ -216,6 +216,10 @@ def checkpoints(folder: Path) -> list[int]:
             "noise counts clients alike, and --federated.weighting is examples",
         ),
         (
+            ["--federated.rule", "scaffold", "--federated.aggregation.momentum", "0.9"],
+            "and --federated.rule scaffold by uniform sampling has none for it: use fedsgd, fedavg",
+        ),
+        (
             [*CLIENTS, "--federated.aggregation.rule", "krum"],
             "krum sees single updates, and after noise there is nothing but their sum",
         ),

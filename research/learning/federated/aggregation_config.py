@@ -21,6 +21,10 @@ ROUNDING = 1.001
 class AggregationConfig:
     """The stages of a round, in the order of these fields."""
 
+    momentum: float = 0.0
+    """β: a client sends the momentum of its own moves, which it keeps from round to round, for a
+    robust rule (0: its move)."""
+
     clip: float | None = None
     """Norm that a client's update is clipped to (None: not at all)."""
 
@@ -60,6 +64,7 @@ class AggregationConfig:
     def check(self, cohort: int) -> None:
         """Raises UserError for a value that no run can have."""
         bounds = (
+            ("momentum", self.momentum, 0 <= self.momentum < 1, "0 or more, and below 1"),
             ("clip", self.clip, self.clip is None or self.clip > 0, "more than 0, or None"),
             ("ratio", self.ratio, 0 < self.ratio <= 1, "more than 0, at most 1"),
             ("groups", self.groups, 1 <= self.groups <= cohort, f"1 to {cohort}, the cohort"),
@@ -68,6 +73,12 @@ class AggregationConfig:
             ("radius", self.radius, self.radius > 0, "more than 0"),
         )
         check_bounds("federated.aggregation", bounds)
+        if self.momentum and self.rule == "mean":
+            raise UserError(
+                f"--federated.aggregation.momentum {self.momentum} is for a robust rule, and "
+                "--federated.aggregation.rule is mean: use 0, or rule median (--help lists the "
+                "others), or for a mean --federated.server.beta1"
+            )
         if self.secure:
             self._check_secure(cohort)
         flags = "--federated.aggregation.byzantine", "--federated.cohort"

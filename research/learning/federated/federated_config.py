@@ -27,6 +27,7 @@ from research.learning.federated.fedrep import fedrep
 from research.learning.federated.host_table import OnHost, fits
 from research.learning.federated.ifca import ifca
 from research.learning.federated.mimelite import mimelite
+from research.learning.federated.momentum import with_momentum
 from research.learning.federated.parts import own_paths, part
 from research.learning.federated.pfedme import pfedme
 from research.learning.federated.plans import Plan, tried, width_of
@@ -37,7 +38,9 @@ from research.learning.optimizer import OptimizerConfig
 from research.learning.synchronous import Synchronous
 from research.parallel.processes import count
 
-WITHOUT_TABLE = ("fedsgd", "fedavg", "fedprox", "q_fedavg")
+MEMORYLESS = ("fedsgd", "fedavg", "fedprox")
+"""Rules whose clients send a move, and keep nothing."""
+WITHOUT_TABLE = (*MEMORYLESS, "q_fedavg")
 """Rules that keep nothing of a client."""
 WITH_NUMBERS = ("fednova", "q_fedavg", "agnostic", "ifca")
 """Rules whose server divides by what else clients send."""
@@ -160,9 +163,9 @@ class FederatedConfig:
 
     table: Literal["device", "host", "auto"] = "auto"
     """Where that lies which clients keep from round to round (of scaffold, fedper, fedrep, ditto
-    and pfedme): over --mesh.replica, or in the memory of the host, from which a cohort's rows are
-    taken to the devices and back; auto: where it is above a quarter of a device's memory, on the
-    host."""
+    and pfedme; momentum): over --mesh.replica, or in the memory of the host, from which a cohort's
+    rows are taken to the devices and back; auto: where it is above a quarter of a device's memory,
+    on the host."""
 
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""
@@ -214,6 +217,13 @@ class FederatedConfig:
                 f"--federated.sampling poisson has empty places in a cohort, for which "
                 f"{self.rule} keeps no row: use {', '.join(WITHOUT_TABLE)}, or another sampling"
             )
+        momentum, drawn = self.aggregation.momentum, self.sampling == "poisson"
+        if momentum and (self.rule not in MEMORYLESS or drawn):
+            raise UserError(
+                f"--federated.aggregation.momentum {momentum} is a client's row of the table, and "
+                f"--federated.rule {self.rule} by {self.sampling} sampling has none for it: use "
+                f"{', '.join(MEMORYLESS)}, and a sampling other than poisson"
+            )
         self.aggregation.check(self.cohort)
         check_chain(self.aggregation.stages(), self.sampling, self.weighting)
         if self.rule in WITH_NUMBERS and self.aggregation != AggregationConfig():
@@ -260,9 +270,13 @@ class FederatedConfig:
         hostile = None if on_updates is None else attack_stage(on_updates, byzantine)
         devices = one.mesh.shape["replica"]
         places = self.places(population, devices)
+        parameters = one.abstract_state.parameters
+        algorithm = self._algorithm(server, local.beta1 or 0.0, parameters, population)
+        if self.aggregation.momentum:
+            algorithm = with_momentum(algorithm, self.aggregation.momentum)
         arguments = (
             one,
-            self._algorithm(server, local.beta1 or 0.0, one.abstract_state.parameters, population),
+            algorithm,
             server,
             replace(local.constant(), beta1=None if self.rule == "mimelite" else local.beta1).build(
                 rounds

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from research.errors import UserError
 from research.exchange.stages import Round, Stage
@@ -161,6 +162,25 @@ def test_a_chain_of_everything_is_that_by_hand() -> None:
     assert run(config, rounds=1, devices=2, attack=attack)[1][0]["byzantine"] == 2
 
 
+def test_clients_send_the_momentum_of_their_own_moves() -> None:
+    """m_k ← β·m_k + (1 - β)·Δ_k of those in the cohort, and the server goes by their median."""
+    beta, config = 0.6, replace(UNIFORM, cohort=4)
+    alone, reader = learner(replace(config, cohort=1)), cohorts(config)
+    with jax.set_mesh(alone.mesh):
+        start, as_tree = ravel_pytree(alone.init().parameters)
+        w, m = np.asarray(start, np.float64), np.zeros((CLIENTS, len(start)))
+        for number in range(4):
+            rows = reader.rows(number, range(config.cohort))
+            for row, client in enumerate(rows["client"]):
+                one = {name: leaf[[row]] for name, leaf in rows.items()}
+                state = alone.with_parameters(alone.init(), as_tree(w.astype(np.float32)))
+                move = w - flat(alone.step(state, one)[0].parameters)
+                m[client] = beta * m[client] + (1 - beta) * move
+            w = w - np.median(m[rows["client"]], axis=0)
+    state, _ = run(aggregated(config, rule="median", momentum=beta), devices=2)
+    np.testing.assert_allclose(flat(state.parameters), w, **CLOSE)
+
+
 def test_an_attack_on_a_mean_keeps_its_weights() -> None:
     config, attack = replace(CONFIG, cohort=CLIENTS), AttackConfig("ipm", count=2, strength=2.0)
     own = moves(replace(EVERYBODY, weighting="examples"))
@@ -234,6 +254,7 @@ def test_who_is_byzantine_is_drawn_once_and_never_all() -> None:
         ({"groups": 4}, "--federated.aggregation.groups 4 must be 1 to 3, the cohort"),
         ({"groups": 2, "rule": "median", "byzantine": 1}, "2 groups are fewer than the 3"),
         ({"clip": 0.0}, "--federated.aggregation.clip 0.0 must be more than 0, or None"),
+        ({"momentum": 0.9}, "and --federated.aggregation.rule is mean: use 0, or rule median"),
         ({"ratio": 2.0}, "--federated.aggregation.ratio 2.0 must be more than 0, at most 1"),
     ],
 )
