@@ -19,7 +19,7 @@ NOTEBOOKS ?= $(sort $(wildcard notebooks/*.ipynb))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(SETUP) $(EXTRA:%=$(SETUP)-%)  ## make .venv/ with the lock and the command; EXTRA=cuda13 (cuda12, tpu, torch, wandb) adds to it
+setup: $(SETUP) $(EXTRA:%=$(SETUP)-%)  ## make .venv/ with the lock and the command; EXTRA=cuda13 (cuda12, tpu, torch, ray, wandb) adds to it
 
 $(SETUP): pyproject.toml requirements/dev.txt scripts/setup
 	@scripts/setup
@@ -30,6 +30,8 @@ $(SETUP)-%: $(SETUP)
 	@touch $@
 
 $(SETUP)-torch: requirements/torch.txt
+
+$(SETUP)-ray: requirements/ray.txt
 
 train: $(SETUP)  ## train a small language model on 8 virtual devices of this CPU; CONFIG= another run
 	$(BIN)/research train $(CONFIG) --cpu-devices 8 $(ARGS)

@@ -59,6 +59,10 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def oldest(self) -> int | None:
+        """Step of the oldest checkpoint that is kept."""
+        return min(self._manager.all_steps(), default=None)
+
     def save(self, step: int, state: Tree) -> None:
         """Begins to save `state`; returns when its arrays may be overwritten.
 

@@ -41,6 +41,40 @@ def test_mistakes_are_named(
     assert sentence in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (TRAIN, "say how many: --processes 4, or --engine ray for asynchronous workers"),
+        (["--engine", "ray", "--processes", "2", *TRAIN], "--processes is of a synchronous launch"),
+        (["--engine", "ray", "--elastic", "2:4", *TRAIN], "--elastic is of a synchronous launch"),
+        (["--engine", "ray", "--", "evaluate", "run"], "give train or resume after --"),
+        (["--engine", "ray", "--", "train", "none.py"], "there is no config file none.py"),
+        (
+            ["--engine", "ray", "--", "train", "configs/digits.py"],
+            "--engine ray runs workers around a server, and --asynchronous.rule is none: use plain",
+        ),
+        (
+            ["--engine", "ray", "--", "train", "configs/digits_server.py", "--mesh.replica", "2"],
+            "with --engine ray each has a process and a mesh of its own: use --mesh.replica 1",
+        ),
+        (
+            ["--engine", "ray", "--", "train", "configs/digits_server.py"],
+            "--engine ray needs Ray, which is not installed here: run `make setup EXTRA=ray`",
+        ),
+    ],
+)
+def test_mistakes_of_an_engine_are_named(
+    words: list[str],
+    sentence: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match="2"):
+        main(["launch", *words])
+    assert sentence in capfd.readouterr().err
+
+
 def test_a_rendezvous_that_nobody_answers_is_given_up(capfd: pytest.CaptureFixture[str]) -> None:
     """192.0.2.1 is of a network for documentation: no host has it."""
     options = Options(

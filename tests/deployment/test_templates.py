@@ -55,6 +55,33 @@ def test_slurm_trains_then_resumes_and_queues_what_was_saved_again(
     ]
 
 
+def test_a_job_of_ray_trains_or_resumes_by_what_lies_on_the_cluster(slurm: dict[str, str]) -> None:
+    """`ray job submit` runs what stands after `--` by a shell on the head; here on the spot."""
+    run, log = Path(slurm["RUN"]), Path(slurm["LOG"])
+    ray = run.parent / "ray"
+    ray.write_text(
+        "#!/usr/bin/env bash\n"
+        'echo "${@:1:2}" >>"$LOG"; while [[ $1 != -- ]]; do shift; done; shift\n'
+        'exec sh -c "$("$PYTHON" -c "import shlex, sys; print(shlex.join(sys.argv[1:]))" "$@")"\n'
+    )
+    ray.chmod(0o755)
+    words = ["bash", str(LAUNCH / "ray_job.sh"), "configs/x y.py", "--run.steps", "9"]
+    assert subprocess.run(words, env=slurm, check=False, capture_output=True).returncode == 1
+    environment = slurm | {"STATUS": "3", "GPUS": "2", "RAY_ADDRESS": "http://head:8265"}
+    environment["PYTHON"] = sys.executable
+    for _ in range(2):
+        assert subprocess.run(words, env=environment, check=False).returncode == 3
+        run.mkdir(exist_ok=True)
+        (run / "config.json").touch()
+    launch = "launch --engine ray --worker-cpus 1 --worker-gpus 2 --"
+    assert log.read_text().splitlines() == [
+        "job submit",
+        f"{launch} train configs/x y.py --run.steps 9 --run.directory {run}",
+        "job submit",
+        f"{launch} resume {run}",
+    ]
+
+
 def test_the_manifests_name_options_that_there_are() -> None:
     """Every word of `research launch` in them is one that it knows."""
     done = subprocess.run(

@@ -171,6 +171,11 @@ class Server:
         self._staleness = Counter(dict(record["staleness"]))
 
     @property
+    def pushes(self) -> list[int]:
+        """The number of the last push of each worker that was settled."""
+        return list(self._settled)
+
+    @property
     def finished(self) -> bool:
         """Whether all steps are made, and merged."""
         return self.step >= self.total and not self._pending

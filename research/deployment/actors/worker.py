@@ -30,6 +30,14 @@ class Worker:
         donated = (2,) if self._local else ()
         self._compiled = jax.jit(function, donate_argnums=donated, out_shardings=after)
 
+    def compile(self) -> None:
+        """Compiles, so that no lease has to wait for it; what is computed for that is dropped."""
+        state = self._learner.one.init()
+        arguments = [state.parameters, state.buffers, self._batch(0), jnp.int32(0)]
+        if self._local:
+            arguments.insert(2, state.optimizer)
+        jax.block_until_ready(self._compiled(*arguments))
+
     def work(self, lease: Lease) -> Pushed:
         """What is to be pushed."""
         turn = self._steps if self._local else self._gradient
