@@ -16,12 +16,19 @@ pytestmark = [pytest.mark.distributed, pytest.mark.long]
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "8"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 
+RELATIVE = 1e-2
+"""Over thousands of steps sums in other orders drift apart."""
+
 
 @pytest.mark.timeout(0)
-def test_many_faults_at_random_moments(elastic: Any, undisturbed: list[float]) -> None:
-    """SIGKILL of workers, those that stand by and the coordination service; SIGSTOP."""
+def test_many_faults_at_random_moments(elastic: Any) -> None:
+    """SIGKILL of workers, those that stand by and the coordination service; SIGSTOP. All steps are
+    those of a run that nothing befalls, bit for bit, as long as all generations have its mesh."""
     draws = random.Random(SEED)
-    steps = 400 + 60 * FAULTS
+    steps = 400 + 150 * FAULTS
+    calm = elastic("--no-standby", run="undisturbed", more=["--run.steps", steps])
+    assert "1 generation, no step was lost" in calm.end(patience=3600)
+    undisturbed = calm.losses()
     run = elastic("--return-seconds", 0, "--hang-seconds", 3, more=["--run.steps", steps])
     began, faults = time.monotonic(), 0
     while faults < FAULTS and run.process.poll() is None:
@@ -38,13 +45,20 @@ def test_many_faults_at_random_moments(elastic: Any, undisturbed: list[float]) -
             continue
     said = run.end(patience=3600)
     seconds = time.monotonic() - began
-    losses = run.losses()
-    assert losses[: len(undisturbed)] == undisturbed
+    assert faults == FAULTS, said[-1000:]
+    losses, generations = run.losses(), run.generations()
     assert len(losses) == steps
-    lost = sum(g["lost"] for g in run.generations())
-    assert all(g["lost"] <= 10 for g in run.generations())
+    smaller = [g["number"] for g in generations if g["processes"] < 3]
+    if not smaller:
+        assert losses == undisturbed
+    assert losses == pytest.approx(undisturbed, rel=RELATIVE)
+    lost = sum(g["lost"] for g in generations)
+    assert all(g["lost"] <= 10 for g in generations)
+    recoveries = sorted(g["recovery"] for g in generations if g["recovery"] is not None)
     trained = run.metrics()[-1]["seconds"]
     print(
-        f"\nseed {SEED}: {faults} faults, {len(run.generations())} generations, {steps} steps in "
-        f"{seconds:.0f} s, {lost} done again, goodput {trained / seconds:.2f}\n{said[-300:]}"
+        f"\nseed {SEED}: {faults} faults, {len(generations)} generations ({len(smaller)} of a "
+        f"smaller mesh), {steps} steps in {seconds:.0f} s, {lost} done again, goodput "
+        f"{trained / seconds:.2f}; {recoveries[len(recoveries) // 2]:.1f} s to the next step in the "
+        f"median, {recoveries[-1]:.1f} s at worst\n{said[-300:]}"
     )
