@@ -9,6 +9,7 @@ from research.data import cache_folder
 from research.experiment import Experiment
 from research.learning import Learner, Replicated, Synchronous
 from research.models import Specification
+from research.parallel.compilation import keep_programs
 from research.parallel.host_memory import keep_freed_memory
 from research.parallel.layout import abstract
 
@@ -89,6 +90,4 @@ def tune_process(experiment: Experiment) -> None:
         keep_freed_memory()
     if not experiment.run.compilation_cache:
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    keep_programs(cache_folder() / "xla")

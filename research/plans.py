@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from research.experiment import Experiment
-from research.parallel.processes import compile_together, shared
+from research.parallel.compilation import compile_together
+from research.parallel.processes import shared
 from research.prepared import Prepared
 
 ROUNDS = 5

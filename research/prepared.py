@@ -38,8 +38,8 @@ from research.learning import (
 )
 from research.learning.attack_config import POISONINGS
 from research.parallel.collectives import collectives, in_words
+from research.parallel.compilation import compile_together
 from research.parallel.layout import batch_sharding
-from research.parallel.processes import compile_together
 from research.rows import (
     EVALUATED,
     Rows,

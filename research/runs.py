@@ -21,10 +21,10 @@ from research.data import Cohorts
 from research.errors import Preempted, RunError, UserError
 from research.experiment import Experiment
 from research.learning import State
+from research.parallel.compilation import compile_together
 from research.parallel.mesh import describe
 from research.parallel.processes import (
     barrier,
-    compile_together,
     count,
     gathered,
     index,

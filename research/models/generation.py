@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.parallel.compilation import compile_together
 from research.parallel.layout import constrain
-from research.parallel.processes import compile_together
 
 
 def generate(

@@ -288,21 +288,6 @@ def barrier(name: str, seconds: float = 600.0) -> None:
         ) from error
 
 
-COMPILE_SECONDS = 3600
-"""How long a process waits for the others to compile what it has already."""
-
-
-def compile_together(lowered: Any) -> Any:
-    """The compiled program of `lowered` (of `jax.jit(...).lower(...)`), once every process has it.
-
-    Only process 0 finds programs in the compilation cache (JAX 0.10 to 0.12), and whoever runs a
-    collective first gives the others 30 s to come to it.
-    """
-    compiled = lowered.compile()
-    barrier("compiled", COMPILE_SECONDS)
-    return compiled
-
-
 def gathered(name: str, value: str) -> list[str]:
     """Every process's `value`, in their order; all have to call it, as often with each `name`."""
     joined = rendezvous()

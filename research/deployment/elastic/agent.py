@@ -61,8 +61,11 @@ class Agent:
             while self._status is None:
                 self._places.fill(self._quiet)
                 with contextlib.suppress(Empty):
-                    kind, *what = self.events.get(timeout=0.1)
-                    getattr(self, f"_on_{kind}")(*what)
+                    event = self.events.get(timeout=0.1)
+                    while self._status is None:  # all that came, as the controller does
+                        kind, *what = event
+                        getattr(self, f"_on_{kind}")(*what)
+                        event = self.events.get_nowait()
                 self._tick(time.monotonic())
             return self._status
         finally:

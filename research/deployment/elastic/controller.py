@@ -104,7 +104,10 @@ class Controller:
     def _serve_until_over(self) -> None:
         while not self._over:
             with contextlib.suppress(Empty):
-                self._on_message(*self._events.get(timeout=0.1))
+                event = self._events.get(timeout=0.1)
+                while not self._over:  # all that came: else who was heard of late seems silent
+                    self._on_message(*event)
+                    event = self._events.get_nowait()
             if not self._over:
                 self._tick(time.monotonic())
 
@@ -268,20 +271,21 @@ class Controller:
             member.clear, member.fetched = not take, False
             rank += take
         self._snapshot = self._members.bring_together(self._number)
+        self._rendezvous.begin(self.host, layout.processes)
         self._become("starting")
 
     def _while_starting(self, now: float) -> None:
-        taking, waited = self._members.taking_part(), now - self._since
-        ready = self._snapshot is None or all(member.fetched for member in taking)
-        if not ready and waited < FETCH_SECONDS:
-            return
-        assert self._generation is not None
-        layout = self._generation.layout
         try:
-            address = self._rendezvous.serve(self.host, layout.processes)
+            address = self._rendezvous.address()
         except RunError as error:
             self._exit(1, f"error: {error}")
             return
+        taking, waited = self._members.taking_part(), now - self._since
+        ready = self._snapshot is None or all(member.fetched for member in taking)
+        if address is None or (not ready and waited < FETCH_SECONDS):
+            return
+        assert self._generation is not None
+        layout = self._generation.layout
         hosts = [member.name for member in taking for _ in member.ranks]
         environment = {
             "RESEARCH_COORDINATOR": address,

@@ -141,7 +141,8 @@ class Places:
         place.standby = None
         if "failed" in worker.facts or self._closed:
             return None
-        place.failures += not worker.ended_by_us and worker.declared is None
+        # By an error of its own: one that is killed from outside may well come so far next time.
+        place.failures += (worker.status or 0) > 0 and worker.declared is None
         if place.failures <= MOST_FAILURES:
             return None
         return "workers end before they can take part:\n" + "\n".join(worker.last_lines())
