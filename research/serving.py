@@ -85,6 +85,12 @@ class Serving:
             with jax.set_mesh(run.prepared.mesh):
                 run.server.lost(worker, time.monotonic())
 
+    def absent(self, worker: int) -> None:
+        """It was dead before this server was started anew."""
+        if (run := self._opened()) is not None:
+            with jax.set_mesh(run.prepared.mesh):
+                run.server.absent(worker, time.monotonic())
+
     def stop(self) -> dict[str, Any]:
         """Saves, and is done."""
         if (run := self._opened()) is not None:
@@ -105,6 +111,7 @@ class Serving:
             "introduction": run.introduction,
             "over": told["over"] or run.over,
             "overdue": overdue,
+            "heard": sorted(run.server.heard),
             "pushes": run.server.pushes,
             "taken": run.server.counts["taken"],
             "records": run.records[-50:],

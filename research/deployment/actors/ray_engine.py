@@ -29,6 +29,9 @@ DEATHS = 3
 KNOCK_SECONDS = 10.0
 """How long a cluster may take to answer."""
 
+START_SECONDS = 600.0
+"""A worker that did not pull so long after its start is taken for hung."""
+
 LEAVE_SECONDS = 5.0
 """How long workers may take to leave at the end."""
 
@@ -122,6 +125,7 @@ class Engine:
         self._workers: dict[int, Any] = {}
         self._places: dict[int, Any] = {}
         self._work: dict[Any, int] = {}  # by the promise of its end
+        self._started: dict[int, float] = {}
         self._deaths = [0] * options.workers
         self._pushes = [0] * options.workers  # when it last died
         self._back: dict[int, float] = {}  # when a dead one is started again
@@ -146,18 +150,24 @@ class Engine:
             )
             if not self._work:
                 time.sleep(LOOK_EVERY)
-            told = self._ask("tick", self._options.hang_seconds)
+            before, told = told, self._ask("tick", self._options.hang_seconds)
             look(told)
+            if told["over"]:
+                break
+            if told["epoch"] != before["epoch"]:  # it does not know who is away
+                for worker in self.left_out | set(self._back):
+                    self._ask("absent", worker)
             for promise in done:
                 worker = self._work.pop(promise)
                 reason = self._reason(promise)
-                if reason is not None and not told["over"]:
+                if reason is not None:
                     self._died(worker, reason, told)
-            for worker in told["overdue"]:
+            now = time.monotonic()
+            late = {w for w, at in self._started.items() if now - at > START_SECONDS}
+            for worker in {*told["overdue"], *(late - set(told["heard"]))}:
                 if worker in self._workers:
                     self._end(worker)
                     self._died(worker, "hung", told)
-            now = time.monotonic()
             for worker in [w for w, at in self._back.items() if at <= now]:
                 del self._back[worker]
                 self._start(worker)
@@ -209,6 +219,7 @@ class Engine:
         self._workers[worker] = actor = kind.remote(self._make_worker(worker))
         self._places[worker] = actor.where.remote()
         self._work[actor.work.remote(self._server)] = worker
+        self._started[worker] = time.monotonic()
 
     def _reason(self, promise: Any) -> str | None:
         """Why a worker ended before the run did, if it did."""

@@ -3,7 +3,7 @@
     pull(worker)                            its lease, or word to wait, or that all is done
     push(worker, epoch, sequence, pushed)   what became of it, and the next lease
     tick()                                  who is overdue
-    lost(worker), left_out(worker)          it died, and somebody comes in its place, or nobody
+    lost(worker), absent(worker)            it died; or did before this server was started
 
 Every message carries the time. Whoever delivers them may do so twice, late or never:
 
@@ -74,6 +74,8 @@ class Server:
         self._sequences = [0] * workers  # the last that were given
         self._settled = [0] * workers  # the last that were taken in, or refused as stale
         self._away: set[int] = set()
+        self.heard: set[int] = set()
+        """Who has pulled, and was not lost since."""
         self._pending = 0  # moves since the last merge
         self._waiting: set[int] = set()
         self._deadline: float | None = None
@@ -86,6 +88,7 @@ class Server:
     def pull(self, worker: int, now: float) -> Answer:
         """What `worker` is to do."""
         self._away.discard(worker)
+        self.heard.add(worker)
         self._meet(now)
         return self._answer(worker, now, "none")
 
@@ -119,11 +122,16 @@ class Server:
 
     def lost(self, worker: int, now: float) -> None:
         """`worker` is dead: its lease is taken back, and nobody waits for it until it pulls."""
+        self.counts["lost"] += 1
+        self.absent(worker, now)
+
+    def absent(self, worker: int, now: float) -> None:
+        """As `lost`, of which this server was told already, before it was started anew."""
         if (lease := self._leases.pop(worker, None)) is not None:
             self.deck.give_back(worker, lease.steps)
         self._away.add(worker)
         self._waiting.discard(worker)
-        self.counts["lost"] += 1
+        self.heard.discard(worker)
         self._meet(now)
 
     def observe(self) -> dict[str, float]:

@@ -101,6 +101,16 @@ def test_a_quorum_waits_for_its_grace_and_not_for_the_dead(counting: Callable[..
     assert method.merged == [3, 2, 1]
 
 
+def test_a_restored_server_is_told_who_is_away(counting: Callable[..., Any]) -> None:
+    """Of a quorum of all, or nobody would ever meet."""
+    method, server = counting(100, 3, Meeting("quorum", 3))
+    server.absent(2, 0.0)
+    for worker in (0, 1):
+        push(server, worker, server.pull(worker, 0.0).lease, 1.0)
+    assert method.merged == [2] and server.heard == {0, 1}
+    assert server.observe()["workers_lost"] == 0
+
+
 def test_the_last_moves_are_merged_when_no_more_come(counting: Callable[..., Any]) -> None:
     for meeting in (Meeting("quorum", 3), Meeting("buffer", 2)):
         method, server = counting(6, 4, meeting, period=2)
