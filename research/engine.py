@@ -98,7 +98,6 @@ def _run(experiment: Experiment, folder: RunFolder, options: Options, devices: i
     of_worker = named or ("cuda,cpu" if options.gpus else "cpu")
     steps = experiment.run.steps
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         shown = _Shown(steps, stack)
         engine = Engine(
             options,
@@ -107,6 +106,7 @@ def _run(experiment: Experiment, folder: RunFolder, options: Options, devices: i
             shown.line,
         )
         stack.callback(engine.close)
+        stop = stack.enter_context(StopRequest())  # after Ray, which takes SIGTERM for itself
         told = engine.run(shown.look, lambda: stop.reached(0))
         shown.look(told)
         if told["failed"] is not None:

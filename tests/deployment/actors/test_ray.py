@@ -144,13 +144,38 @@ def test_a_killed_server_is_restored_and_nothing_counts_twice(
     until(lambda: len(pushes(folder)) > 210, run)
     [server] = set(actors(run.pid, "ray::Host")) - set(actors(run.pid, "ray::Host.work"))
     os.kill(server, signal.SIGKILL)
+    until(lambda: pushes(folder)[-1]["epoch"] == 2, run)
+    run.send_signal(signal.SIGTERM)  # and before the end it is told to stop
     done = research.end(run)
+    assert "SIGTERM: saved at step" in done.stdout
     assert "the server died, and goes on from step" in done.stdout
     assert "the server died 1 time" in done.stdout
     made = pushes(folder)
     restored = next(line["step"] for line in made if line["epoch"] == 2) - 1
     assert restored in (100, 200, 300, 400) and f"goes on from step {restored}" in done.stdout
-    assert_all_steps_once(folder, 600)
+    assert [line["step"] for line in made] == list(range(1, len(made) + 1))
+    assert len({step for line in made for step in line["steps"]}) == len(made)
     assert_is_what_was_pushed(folder)
     steps = [record["step"] for record in metrics(folder)]
-    assert steps == sorted(set(steps)) and steps[-1] == 600
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.long
+@pytest.mark.distributed
+def test_a_launch_that_was_killed_is_resumed_by_processes(
+    small: Path, tmp_path: Path, research: Any, until: Any
+) -> None:
+    """DiLoCo with a quorum of 2 of 3, whose launcher is killed, and all that it started with it."""
+    folder = tmp_path / "run"
+    words = ("--run.directory", folder, "--asynchronous.rule", "diloco", "--run.steps", 3000)
+    run = research.start("launch", "--engine", "ray", *QUICK, "--", "train", small, *words)
+    until(lambda: len(pushes(folder)) > 20, run)
+    started = actors(run.pid, "ray::Host")
+    run.kill()
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in started))
+    research("launch", "--engine", "ray", *QUICK, "--", "resume", folder, "--run.steps", 1200)
+    made = pushes(folder)
+    assert [line["step"] for line in made] == list(range(10, 1201, 10))
+    assert sorted(step for line in made for step in line["steps"]) == list(range(1200))
+    assert made[0]["epoch"] == 1 and made[-1]["epoch"] == 2
+    assert evaluate(folder)["step"] == 1200
