@@ -176,7 +176,7 @@ def test_whatever_is_delivered_twice_late_or_never_all_steps_are_made_once(
     total = 25
     words: dict[str, Any] = {"total": total, "workers": 4, "meeting": meeting, "bound": bound}
     server = Server(Counting(), InTurn(total, period), **words)
-    saved: Any = (server.record(), 0.0)
+    saved: Any = (server.record(), 0.0, [])
     sent: list[Any] = []
     now, epoch = 0.0, 1
 
@@ -193,7 +193,8 @@ def test_whatever_is_delivered_twice_late_or_never_all_steps_are_made_once(
                 sent.append((worker, lease))
                 send(worker, lease)
                 if number % 3 == 0:
-                    saved = (server.record(), server.method.parameters)
+                    method = server.method
+                    saved = (server.record(), method.parameters, list(method.merged))
         elif action == "again" and sent:
             send(*sent[-1])
         elif action == "older" and sent:
@@ -202,10 +203,10 @@ def test_whatever_is_delivered_twice_late_or_never_all_steps_are_made_once(
             server.lost(worker, now)
         elif action == "restart":
             epoch += 1
-            record, parameters = saved
+            record, parameters, merged = saved
             deck = record["deck"]
             method = Counting()
-            method.parameters = parameters
+            method.parameters, method.merged = parameters, list(merged)
             server = Server(method, InTurn(total, period, **deck), epoch=epoch, **words)
             server.recall(record)
     for _ in range(20 * total):
@@ -217,6 +218,8 @@ def test_whatever_is_delivered_twice_late_or_never_all_steps_are_made_once(
                 send(worker, lease)
     assert server.finished and server.step == total
     assert server.method.parameters == 2.0**total - 1
+    if meeting != EACH:  # and each move was in one merge
+        assert sum(server.method.merged) == server.counts["taken"]
 
 
 def test_a_restored_server_has_the_arrays_that_were_saved(bench: Any) -> None:
