@@ -71,15 +71,16 @@ def test_a_pipeline_is_drawn_with_its_ticks_and_bubble(config: Path, research: A
     assert "from stage to stage: 5 + 4 ticks · A 1/2" in printed
 
 
-@pytest.mark.parametrize("rule", ["dc_asgd", "backup_workers"])
+@pytest.mark.parametrize("rule", ["dc_asgd", "diloco", "backup_workers"])
 def test_what_a_server_and_workers_send_is_stated(research: Any, rule: str) -> None:
-    """Gradients over `replica` as over `data`; and once more what a worker has fetched."""
+    """Gradients over `replica` as over `data`; and once more what a worker has fetched, or its
+    parameters, where they began, and its optimizer."""
     words = ["--mesh.replica", 2, "--mesh.fsdp", 1, "--asynchronous.rule", rule, "--json"]
     content = json.loads(research("inspect", ROOT / "configs/python_stdlib.py", *words).stdout)
     for row in content["traffic"]:
         assert row["expected"] is None or row["ratio"] == pytest.approx(1, abs=0.01)
-    fetched = [row for row in content["traffic"] if "what a worker has fetched" in str(row)]
-    assert len(fetched) == (rule == "dc_asgd")
+    fetched = [row for row in content["traffic"] if "what a worker has" in str(row)]
+    assert len(fetched) == (rule != "backup_workers")
 
 
 ROUNDS = Experiment(

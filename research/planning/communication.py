@@ -36,6 +36,7 @@ from research.learning import (
     BatchEnsemble,
     Ensemble,
     Federated,
+    LocalWorkers,
     Replicated,
     Snapshots,
 )
@@ -76,7 +77,7 @@ def expected(step: Step) -> list[Expected]:
         seats = step.replicas.replicas.seats
         rows = [replace(row, wire=seats * row.wire) for row in rows]
         rows += _exchanges(step.replicas)
-    if isinstance(step.server, Asynchronous | Snapshots):
+    if isinstance(step.server, Asynchronous | LocalWorkers | Snapshots):
         rows.append(_fetched(step))
     return [row for row in rows if row.wire > 0]
 
@@ -116,8 +117,14 @@ def _rounds(step: Step, clients: Federated) -> Iterator[Expected]:
 
 def _fetched(step: Step) -> Expected:
     """What the worker has whose turn it is, from those devices that hold its copy to all."""
-    size = bytes_on_a_device(step.learner.abstract_state.parameters)
-    return _sum(step, ("replica",), "what a worker has fetched", "2 P (n-1)/n", size)
+    one = step.learner.abstract_state
+    size = bytes_on_a_device(one.parameters)
+    if not isinstance(step.server, LocalWorkers):
+        return _sum(step, ("replica",), "what a worker has fetched", "2 P (n-1)/n", size)
+    if jax.tree.leaves(step.server.abstract_state.workers.fetched):
+        size *= 2
+    size += bytes_on_a_device(one.optimizer)
+    return _sum(step, ("replica",), "what a worker has", "2 W (n-1)/n, with its optimizer", size)
 
 
 # Parameters ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from research.learning import (
     Ensemble,
     Federated,
     Learner,
+    LocalWorkers,
     Replicated,
     Snapshots,
     Synchronous,
@@ -42,7 +43,7 @@ class Step:
     platform: str
     replicas: Replicated | Ensemble | BatchEnsemble | None = None
     """Around the learner, where there are several; all else here is about one of them."""
-    server: Asynchronous | BackupWorkers | Snapshots | None = None
+    server: Asynchronous | LocalWorkers | BackupWorkers | Snapshots | None = None
     """Around the learner, where there is one."""
     clients: Federated | None = None
     """Around the learner, where they keep their data; all else here is about one of their steps."""
@@ -62,7 +63,7 @@ class Step:
             return cls(learner.one, model, rows, pipeline, platform, replicas=learner)
         if isinstance(learner, Ensemble | BatchEnsemble):
             return cls(learner.one, model, batch, pipeline, platform, replicas=learner)
-        if isinstance(learner, Asynchronous | BackupWorkers | Snapshots):
+        if isinstance(learner, Asynchronous | LocalWorkers | BackupWorkers | Snapshots):
             return cls(learner.one, model, batch, pipeline, platform, server=learner)
         if isinstance(learner, Federated):
             return cls(learner.one, model, batch, pipeline, platform, clients=learner)
