@@ -10,6 +10,7 @@ one another in every round, without and with the slow one.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -54,8 +55,14 @@ def main() -> None:
     """Prints a line for every way, and writes what was measured to `--output` as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a smoke test: one round")
+    parser.add_argument("--output", type=Path, help="result file (JSON; default: none)")
     options = parser.parse_args()
+    if importlib.util.find_spec("ray") is None:
+        print("Ray is not installed: make setup EXTRA=ray")
+        return
+    if options.quick:
+        options.rounds = 1
     measured: dict[str, list[float]] = {}
     for number in range(options.rounds):
         for way in WAYS:
