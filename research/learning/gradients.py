@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from research.learning.objective import Totals
-from research.models.convolution import in_a_loop
+from research.models.convolution import as_products
 from research.models.model import Extras
 from research.parallel.layout import into_microbatches
 
@@ -62,7 +62,7 @@ def accumulated(
             gradients, (sums, buffers) = at_once(loss, parameters, buffers, rows)
             return (jax.tree.map(jnp.add, summed, (gradients, sums)), buffers), None
 
-        with in_a_loop():
+        with as_products():
             ((gradients, sums), buffers), _ = jax.lax.scan(
                 accumulate, ((gradients, sums), buffers), parts
             )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from research.configuration import multiples_near
 from research.errors import UserError
-from research.models.convolution import in_a_loop
+from research.models.convolution import as_products
 
 Tree = Any
 Plan = Literal["scan", "unroll", "vmap"]
@@ -21,12 +21,12 @@ def each(plan: Plan, function: Callable[..., Tree], *stacked: Tree) -> Tree:
     seats = len(jax.tree.leaves(stacked)[0])
     if seats == 1:
         return jax.tree.map(lambda leaf: leaf[None], function(*seat_of(stacked, 0)))
-    if plan == "vmap":
-        return jax.vmap(function)(*stacked)
     if plan == "unroll":
         made = [function(*seat_of(stacked, seat)) for seat in range(seats)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
-    with in_a_loop():
+    with as_products():
+        if plan == "vmap":
+            return jax.vmap(function)(*stacked)
         return jax.lax.map(lambda seat: function(*seat), stacked)
 
 

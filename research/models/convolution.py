@@ -3,9 +3,10 @@
     y[h, w] = Σ_ij x[s·h + i, s·w + j] · K[i, j]        = patches(x)[h, w] · K as a matrix
 
 XLA's CPU backend hands a convolution to a library, but not one inside of a loop: there it takes 10
-to 14 times as long (McMahan's CNN, batches of 10 and 64). Products of matrices are as fast in a
-loop as outside. So on a CPU, where a learner says that it is about to write a loop, convolutions
-are products; everywhere else they are XLA's, which need no memory for patches.
+to 14 times as long (McMahan's CNN, batches of 10 and 64). Nor one with many kernels, which is what
+`vmap` over models makes of it. Products of matrices are as fast there as anywhere. So on a CPU,
+where a learner says that it is about to write either, convolutions are products; everywhere else
+they are XLA's, which need no memory for patches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_in_a_loop: ContextVar[bool] = ContextVar("in_a_loop", default=False)
+_as_products: ContextVar[bool] = ContextVar("as_products", default=False)
 
 
 @contextmanager
-def in_a_loop() -> Iterator[None]:
-    """Whatever is traced in this context stands in the body of a loop of the compiled program."""
-    token = _in_a_loop.set(True)
+def as_products() -> Iterator[None]:
+    """Whatever is traced in this context computes its convolutions by products, on a CPU."""
+    token = _as_products.set(True)
     try:
         yield
     finally:
-        _in_a_loop.reset(token)
+        _as_products.reset(token)
 
 
 def convolve(
@@ -45,7 +46,7 @@ def convolve(
     `jax.lax.conv_general_dilated` computes of them, for `nnx.Conv`."""
     plain = feature_group_count == 1 and kernel.ndim == 4
     plain = plain and all(set(each or (1,)) == {1} for each in (lhs_dilation, rhs_dilation))
-    if plain and _in_a_loop.get() and jax.default_backend() == "cpu":
+    if plain and _as_products.get() and jax.default_backend() == "cpu":
         seen = patches(x, kernel.shape[:2], padding, strides)
         matrix = kernel.reshape(-1, kernel.shape[-1])
         return jnp.einsum("...k,kf->...f", seen, matrix, precision=precision)

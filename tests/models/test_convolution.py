@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from research.models import CNNConfig, Specification
-from research.models.convolution import convolve, in_a_loop, patches
+from research.models.convolution import as_products, convolve, patches
 
 KEY = jax.random.key(0)
 LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -27,7 +27,7 @@ def test_products_of_patches_are_convolutions(padding, strides, side):
 
     both = jax.value_and_grad(squares, (0, 1), has_aux=True)
     (_, y), gradients = both(x, kernel)
-    with in_a_loop():
+    with as_products():
         (_, same), same_gradients = both(x, kernel)
     np.testing.assert_allclose(same, y, rtol=1e-5, atol=1e-5)
     for one, other in zip(gradients, same_gradients, strict=True):
@@ -56,7 +56,7 @@ def test_a_loop_on_a_cpu_has_none_of_the_slow_ones():
         def step(i, total):
             return jax.tree.map(jnp.add, total, gradient(state, x))
 
-        with in_a_loop():
+        with as_products():
             return jax.lax.fori_loop(0, 3, step, jax.tree.map(jnp.zeros_like, state))
 
     def convolutions(function):

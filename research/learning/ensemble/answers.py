@@ -22,7 +22,7 @@ from research.learning.objective import Totals, cross_entropy
 from research.learning.replicated.rule import Sending
 from research.learning.seats import Plan, each, seat_of
 from research.learning.synchronous import Synchronous
-from research.models.convolution import in_a_loop
+from research.models.convolution import as_products
 from research.parallel.layout import LAYOUT
 
 LEARNS = -1
@@ -126,7 +126,7 @@ class Answering:
                     here, _ = add(here, seat_of(members, seat))
             elif self.replicas.seats > 1:
                 others = jax.tree.map(lambda leaf: leaf[1:], members)
-                with in_a_loop():
+                with as_products():
                     here, _ = jax.lax.scan(add, here, others)
             answers = Replicas(self.replicas.devices).gather(here, self._spec(here))
             total = answers[0]

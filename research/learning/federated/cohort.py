@@ -22,7 +22,7 @@ from research.learning.federated.client import Client, Local
 from research.learning.federated.state import FederatedState
 from research.learning.gradients import Batch, Tree
 from research.learning.synchronous import Synchronous
-from research.models.convolution import in_a_loop
+from research.models.convolution import as_products
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Cohort:
             answers, rows = jax.vmap(answer)(*clients)
             return jax.tree.map(lambda t, each: t + jnp.sum(each, axis=0), total, answers), rows
 
-        with in_a_loop():
+        with as_products():
             answers, after = jax.lax.scan(group, none, grouped)
         return answers, jax.tree.map(lambda rows: rows.reshape(here, *rows.shape[2:]), after)
 

@@ -40,7 +40,7 @@ from research.learning.federated.state import FederatedState, Population, shardi
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals
 from research.learning.synchronous import StepMetrics, Synchronous
-from research.models.convolution import in_a_loop
+from research.models.convolution import as_products
 from research.parallel.layout import abstract
 
 
@@ -352,7 +352,7 @@ class Federated:
             return personal(it, self.algorithm.personal, self._fine_tuning, held, who["pieces"])
 
         def on_device(state: FederatedState, *clients: Any) -> Totals:
-            with in_a_loop():
+            with as_products():
                 return jax.lax.map(each, clients)
 
         return jax.shard_map(

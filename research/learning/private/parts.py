@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from research.exchange.privacy import Clipped
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.objective import Totals
-from research.models.convolution import in_a_loop
+from research.models.convolution import as_products
 from research.models.model import Extras
 from research.parallel.layout import LAYOUT, into_microbatches
 
@@ -93,7 +93,7 @@ def over_microbatches(
 
         shapes = jax.eval_shape(lambda: part(parameters, rows_of(0), bounds))
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        with in_a_loop():
+        with as_products():
             total = jax.lax.fori_loop(0, trips, add, none)
         return jax.lax.psum(total, "data") if manual else total
 
