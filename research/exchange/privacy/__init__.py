@@ -21,7 +21,7 @@ from research.exchange.privacy.clipping import (
     adapted,
     clipped,
     noise_of_sum,
-    scaled,
+    scaled_sum,
 )
 from research.exchange.privacy.correlated import correlated, deviation_of_sums, no_past
 from research.exchange.privacy.ledger import Account, Ledger
@@ -48,5 +48,5 @@ __all__ = [
     "noise_of_sum",
     "pld_epsilon",
     "rdp_epsilon",
-    "scaled",
+    "scaled_sum",
 ]

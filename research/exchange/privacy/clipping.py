@@ -27,6 +27,9 @@ import jax.numpy as jnp
 from research.errors import UserError
 
 Tree = Any
+EXACT = jax.lax.Precision.HIGHEST
+"""Of products that norms and clipped sums are made of: else accelerators round what they multiply
+to 10 bits or fewer, and a bound would hold to a thousandth."""
 
 
 class Quantile(NamedTuple):
@@ -81,14 +84,19 @@ def clipped(squared_norms: jax.Array, bounds: jax.Array) -> Clipped:
     return Clipped(factors, (norms <= bounds).astype(jnp.float32), finite)
 
 
-def scaled(tree: Tree, groups: Groups, factors: jax.Array) -> Tree:
-    """One unit's `tree` times its `factors` [groups]; zero where the factor is, whatever it is."""
+def scaled_sum(rows: jax.Array, factors: jax.Array) -> jax.Array:
+    """Σ factor·row in float32, of `rows` [n, ...] and their `factors` [n]; nothing of a row whose
+    factor is zero, whatever it is.
 
-    def scale(number: int, leaf: jax.Array) -> jax.Array:
-        factor = factors[number]
-        return jnp.where(factor > 0, leaf.astype(jnp.float32) * factor, 0.0)
+    It is a product of matrices, which XLA's CPU backend computes 20 times as fast as a sum over the
+    first axis.
+    """
+    kept = jnp.where(_like(factors, rows) > 0, rows.astype(jnp.float32), 0.0)
+    return jnp.einsum("n,n...->...", factors, kept, precision=EXACT)
 
-    return jax.tree.map(scale, groups.numbers, tree)
+
+def _like(factors: jax.Array, rows: jax.Array) -> jax.Array:
+    return factors.reshape(-1, *(1,) * (rows.ndim - 1))
 
 
 def noise_of_sum(noise_multiplier: float, quantile: Quantile | None, groups: int) -> float:

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.exchange.privacy import Groups, clipped
+from research.exchange.privacy import Groups, clipped, scaled_sum
+from research.exchange.privacy.clipping import EXACT
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals, cross_entropies
 from research.learning.private.parts import ClippedSum, Part, told
@@ -65,7 +66,7 @@ class Products(NamedTuple):
 
     def gradients(self) -> jax.Array:
         """[rows, inputs, outputs]: each example's own."""
-        return jnp.einsum("bti,bto->bio", self.x, self.delta)
+        return jnp.einsum("bti,bto->bio", self.x, self.delta, precision=EXACT)
 
     def squared_norms(self, gradients: jax.Array | None) -> jax.Array:
         """[rows]: of ∂ℓ_i/∂W."""
@@ -73,16 +74,16 @@ class Products(NamedTuple):
             return jnp.sum(jnp.square(gradients), axis=(1, 2))
         if self.x.shape[1] == 1:
             return jnp.sum(self.x**2, axis=(1, 2)) * jnp.sum(self.delta**2, axis=(1, 2))
-        of_x = jnp.einsum("bti,bsi->bts", self.x, self.x)
-        of_delta = jnp.einsum("bto,bso->bts", self.delta, self.delta)
+        of_x = jnp.einsum("bti,bsi->bts", self.x, self.x, precision=EXACT)
+        of_delta = jnp.einsum("bto,bso->bts", self.delta, self.delta, precision=EXACT)
         return jnp.maximum(jnp.sum(of_x * of_delta, axis=(1, 2)), 0.0)
 
     def scaled_sum(self, gradients: jax.Array | None, factors: jax.Array) -> jax.Array:
         """[inputs, outputs]: Σ c_i·∂ℓ_i/∂W; nothing of an example whose factor is 0."""
         if gradients is not None:
-            return jnp.einsum("b,bio->io", factors, _where(factors, gradients))
+            return scaled_sum(gradients, factors)
         delta = _where(factors, self.delta) * factors[:, None, None]
-        return jnp.einsum("bti,bto->io", _where(factors, self.x), delta)
+        return jnp.einsum("bti,bto->io", _where(factors, self.x), delta, precision=EXACT)
 
 
 def ghost(graph: Any, buffers: Tree, groups: Groups) -> Part:
@@ -124,9 +125,8 @@ def ghost(graph: Any, buffers: Tree, groups: Groups) -> Part:
             kernel = product.scaled_sum(own[path], factors[:, numbers["kernel"]])
             here["kernel"] = kernel.reshape(like["kernel"].shape)
             if "bias" in numbers:
-                factor = factors[:, numbers["bias"]]
-                of_bias = jnp.sum(_where(factor, product.delta), axis=1)
-                here["bias"] = jnp.einsum("b,bo->o", factor, of_bias)
+                of_bias = jnp.sum(product.delta, axis=1)
+                here["bias"] = scaled_sum(of_bias, factors[:, numbers["bias"]])
         return ClippedSum(made, **told(decided, weights, totals, Extras({}, {})))
 
     return part

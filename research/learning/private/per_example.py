@@ -7,9 +7,8 @@ gradients.
 """
 
 import jax
-import jax.numpy as jnp
 
-from research.exchange.privacy import Groups, clipped, scaled
+from research.exchange.privacy import Groups, clipped, scaled_sum
 from research.learning.gradients import Batch, Loss, Sums, Tree
 from research.learning.private.parts import ClippedSum, Part, told
 
@@ -33,8 +32,9 @@ def per_example(loss: Loss, buffers: Tree, groups: Groups) -> Part:
         gradients, norms, sums = jax.vmap(gradient)(examples)
         decided = clipped(norms, bounds)
         factors = decided.factors * weights[:, None]
-        cut = jax.vmap(lambda tree, factor: scaled(tree, groups, factor))(gradients, factors)
-        summed = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), cut)
+        summed = jax.tree.map(
+            lambda number, leaf: scaled_sum(leaf, factors[:, number]), groups.numbers, gradients
+        )
         return ClippedSum(summed, **told(decided, weights, *sums))
 
     return part
