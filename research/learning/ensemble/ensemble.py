@@ -136,26 +136,38 @@ class Ensemble(Answering):
         return EnsembleState(jnp.zeros((), jnp.int32), members)
 
     def _step(self, state: EnsembleState, batch: Batch) -> tuple[EnsembleState, StepMetrics]:
-        def on_device(step: jax.Array, *members: Any) -> tuple[Member, StepMetrics]:
-            return each(self._plan, partial(self._learn, step), *members)
+        def on_device(
+            step: jax.Array, numbers: jax.Array, own: Any, members: Member, batch: Batch
+        ) -> tuple[Member, StepMetrics]:
+            seen = (numbers, own, members.parameters, members.buffers, batch)
+            learned = each(self._plan, partial(self._gradients, step), *seen)
+            # What follows is the same arithmetic for every number, of whichever member it is.
+            learned = jax.lax.optimization_barrier(learned)
+            return jax.vmap(partial(self._updated, step))(own, members, learned)
 
         arguments = (self._numbers(), self.traits.values, state.members, batch)
         members, metrics = self._on_devices(on_device, state.step)(*arguments)
         return EnsembleState(state.step + 1, members), metrics
 
-    def _learn(
+    def _gradients(
         self,
         step: jax.Array,
         number: jax.Array,
         own: dict[str, jax.Array],
-        member: Member,
+        parameters: Tree,
+        buffers: Tree,
         batch: Batch,
-    ) -> tuple[Member, StepMetrics]:
-        """A member alone."""
+    ) -> Any:
+        """Of a member alone, as `Synchronous.gradients`."""
         key = of_number(self.one.key(step), number)
         with dropping(own.get("dropout")):
-            learned = self.one.gradients(member.parameters, member.buffers, batch, key)
-        gradients, sums, buffers = jax.lax.optimization_barrier(learned)
+            return self.one.gradients(parameters, buffers, batch, key)
+
+    def _updated(
+        self, step: jax.Array, own: dict[str, jax.Array], member: Member, learned: Any
+    ) -> tuple[Member, StepMetrics]:
+        """A member after what it `learned`; as it was, if that is not finite."""
+        gradients, sums, buffers = learned
         updates, optimizer = self.traits.optimizer(own).update(
             gradients, member.optimizer, member.parameters
         )
