@@ -368,11 +368,13 @@ def test_a_finished_run_with_noise_is_known_again(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its seed and the noise were found when it began: an experiment that leaves them open is the
-    same one."""
+    same one, and so is one that gives a noise no float32 can be."""
     text = TINY.replace(
         "mesh=MeshConfig(replica=-1, data=1)", 'privacy=PrivacyConfig("example", delta=1e-4)'
     )
-    text = text.replace(", exchange=ExchangeConfig(rule, period=2, replicas=8)", "")
+    given = '{"every_step": None, "local_sgd": 1.3}[rule]'
+    noisy = f"replace(whole.privacy, noise_multiplier={given})"
+    text = text.replace("exchange=ExchangeConfig(rule, period=2, replicas=8)", f"privacy={noisy}")
     text = text.replace("measure=measure", "measure=lambda results: []")
     (tiny / "experiment.py").write_text(text)
     (tiny / "paper.json").write_text(json.dumps(PAPER | {"numbers": []}))

@@ -201,4 +201,5 @@ def _described(event: Event) -> Any:
 def _up(number: float) -> float:
     """The next number of float32 that is not below it."""
     rounded = np.float32(number)
-    return float(rounded if rounded >= number else np.nextafter(rounded, np.float32(np.inf)))
+    enough = float(rounded) >= number  # as float64: NumPy would compare what it has rounded
+    return float(rounded if enough else np.nextafter(rounded, np.float32(np.inf)))

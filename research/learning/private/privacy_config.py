@@ -134,7 +134,9 @@ class PrivacyConfig:
                 f"--data.batch {units // self.bands}"
             )
         seed = secrets.randbits(64) if self.seed is None else self.seed
-        return replace(self, noise_multiplier=plan.event.noise_multiplier, seed=seed)
+        given = self.noise_multiplier
+        noise = plan.event.noise_multiplier if given is None else given
+        return replace(self, noise_multiplier=noise, seed=seed)
 
     def plan(self, units: int, expected: int) -> Plan:
         """Of a config that is `decided`."""

@@ -94,6 +94,8 @@ def test_a_plan_spends_its_budget_and_not_more(epsilon: float, expected: int) ->
     assert plan.expected <= plan.most <= units
     # What is accounted is what a checkpoint can hold, and what batches are drawn with.
     assert all(float(np.float32(number)) == number for number in plan.event)
+    given = budget.plan(units, expected, steps, 1.3).event.noise_multiplier
+    assert 1.3 < given < 1.3 + 2e-7  # float32(1.3) is less than 1.3
 
 
 def test_a_budget_that_cannot_be_is_named() -> None:
