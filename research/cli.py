@@ -6,16 +6,15 @@ JAX is imported only by what runs it, so that `research --help` answers at once.
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from research.configuration import nearest
 from research.errors import Preempted, RunError, UserError
-from research.fields import override
+from research.fields import Parser, change, override
+from research.launching import launch
 from research.parallel.supervision import tell
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS and command != STAND_BY:
         raise UserError(f"there is no command `{command}`: {nearest(command, list(COMMANDS))}")
     argument, text = COMMANDS.get(command, ("", ""))
-    parser = _Parser(
+    parser = Parser(
         prog=f"research {command}",
         description=text,
         usage=f"research {command} {argument} [options]",
@@ -93,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         add_help=False,
     )
     special = {
-        "launch": _launch,
+        "launch": launch,
         "sample": _sample,
         "export": _export,
         "inspect": _inspect,
@@ -126,108 +125,7 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers a mistake in one sentence, as all of the command does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def _launch(command: str, parser: _Parser, rest: list[str]) -> int:
-    from research.parallel.launch import launch
-
-    parser.add_argument("-h", "--help", action="help", help="show this message")
-    parser.add_argument("--processes", type=int, help="on this host (processes)")
-    elastic = parser.add_argument_group("elastic", "to go on when processes or hosts die")
-    elastic.add_argument("--elastic", metavar="LEAST:MOST", help="processes that train together")
-    elastic.add_argument("--rendezvous", metavar="HOST:PORT", help="where several hosts meet")
-    elastic.add_argument("--host", help="name of this one, unlike all others (its own)")
-    for flag, default, text in (
-        ("gather", 15.0, "how long the first generation waits for MOST (seconds; 15)"),
-        ("give-up", 300.0, "how long to wait for LEAST, or the rendezvous (seconds; 300)"),
-        ("hang", 30.0, "a step may take as long, or 20 × the median (seconds; 30)"),
-        ("return", 20.0, "how long a process that died stays out (seconds; 20)"),
-    ):
-        elastic.add_argument(f"--{flag}-seconds", type=float, default=default, help=text)
-    elastic.add_argument("--no-standby", action="store_true", help="start workers when needed only")
-    engine = parser.add_argument_group("engine", "for the workers of --asynchronous.rule")
-    engine.add_argument("--engine", choices=["ray"], help="each is a process: an actor of Ray")
-    engine.add_argument("--address", help="of a Ray cluster ($RAY_ADDRESS, or one for this run)")
-    for flag, default in (("cpus", 1.0), ("gpus", 0.0)):
-        text = f"of a worker, as Ray counts them ({default:g})"
-        engine.add_argument(f"--worker-{flag}", type=float, default=default, help=text)
-    cut = rest.index("--") if "--" in rest else len(rest)
-    options = parser.parse_args(rest[:cut])
-    words = rest[cut + 1 :]
-    if options.engine is not None:
-        return _launch_engine(options, words)
-    if options.processes is None:
-        raise UserError("say how many: --processes 4, or --engine ray for asynchronous workers")
-    if options.elastic is None:
-        if options.rendezvous is not None:
-            raise UserError("--rendezvous is of an elastic launch: give --elastic LEAST:MOST too")
-        return launch(options.processes, words)
-    from research.deployment.elastic import launch_elastic
-    from research.deployment.elastic.options import Options, elastic_range
-    from research.parallel import placement
-
-    place = placement.place() if options.rendezvous is None else None
-    least, most = elastic_range(options.elastic)
-    return launch_elastic(
-        Options(
-            words,
-            options.processes,
-            least,
-            most,
-            options.rendezvous if place is None else place.coordinator,
-            options.host or (place.host if place else None) or platform.node(),
-            options.gather_seconds,
-            options.give_up_seconds,
-            options.hang_seconds,
-            options.return_seconds,
-            not options.no_standby,
-        )
-    )
-
-
-def _launch_engine(options: argparse.Namespace, words: list[str]) -> int:
-    """Asynchronous workers that are processes; `words` are a command with fields."""
-    given = [f"--{name}" for name in ("processes", "elastic", "rendezvous") if vars(options)[name]]
-    if given:
-        raise UserError(
-            f"{given[0]} is of a synchronous launch: with --engine ray there are as many processes "
-            "as --asynchronous.workers"
-        )
-    if words[:1] not in (["train"], ["resume"]) or len(words) < 2:
-        raise UserError(
-            "give train or resume after --, as in `research launch --engine ray -- train CONFIG`"
-        )
-    command, target, *rest = words
-    parser = _Parser(prog="research launch", allow_abbrev=False, add_help=False)
-    parser.add_argument("--cpu-devices", type=int)
-    own, fields = parser.parse_known_args(rest)
-    from research import engine
-    from research.deployment.actors.ray_engine import Options
-    from research.experiment import Experiment
-
-    placed = Options(
-        workers=0,
-        address=options.address,
-        cpus=options.worker_cpus,
-        gpus=options.worker_gpus,
-        hang_seconds=options.hang_seconds,
-        return_seconds=options.return_seconds,
-    )
-    prog, path = f"research {command} {target}", Path(target)
-    if command == "train":
-        experiment = override(Experiment.load(path), fields, prog)
-        engine.train(experiment, path.stem, placed, own.cpu_devices)
-    else:
-        engine.resume(path, _change(fields, prog), placed, own.cpu_devices)
-    return 0
-
-
-def _stand_by(command: str, parser: _Parser, rest: list[str]) -> int:
+def _stand_by(command: str, parser: Parser, rest: list[str]) -> int:
     """A worker of a supervisor: imports what takes seconds, tells what it was asked for, and waits
     for its place in a generation (see research.deployment.elastic)."""
     from research.standing_by import stand_by
@@ -249,7 +147,7 @@ def _stand_by(command: str, parser: _Parser, rest: list[str]) -> int:
     return _run(stand_by(experiment, options.cpu_devices))
 
 
-def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
+def _with_fields(command: str, parser: Parser, rest: list[str]) -> int:
     """train, resume and evaluate: a target, and the fields of an experiment."""
     target, _, fields = _target(command, parser, rest)
     from research import runs, trained
@@ -260,13 +158,13 @@ def _with_fields(command: str, parser: _Parser, rest: list[str]) -> int:
         experiment = override(Experiment.load(target), fields, prog)
         runs.train(experiment, name=target.stem)
     elif command == "resume":
-        runs.resume(target, _change(fields, prog))
+        runs.resume(target, change(fields, prog))
     else:
-        trained.evaluate(target, _change(fields, prog))
+        trained.evaluate(target, change(fields, prog))
     return 0
 
 
-def _sample(command: str, parser: _Parser, rest: list[str]) -> int:
+def _sample(command: str, parser: Parser, rest: list[str]) -> int:
     parser.add_argument("--prompt", default="", help="text to go on from")
     parser.add_argument("--tokens", type=int, default=256, help="length (tokens; default 256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (0.8)")
@@ -282,12 +180,12 @@ def _sample(command: str, parser: _Parser, rest: list[str]) -> int:
         options.temperature,
         options.top_k,
         options.seed,
-        _change(fields, f"research sample {target}"),
+        change(fields, f"research sample {target}"),
     )
     return 0
 
 
-def _export(command: str, parser: _Parser, rest: list[str]) -> int:
+def _export(command: str, parser: Parser, rest: list[str]) -> int:
     parser.add_argument("--to", type=Path, required=True, help="folder to write (path)")
     target, options, fields = _target(command, parser, rest)
     from research import trained
@@ -298,7 +196,7 @@ def _export(command: str, parser: _Parser, rest: list[str]) -> int:
     return 0
 
 
-def _inspect(command: str, parser: _Parser, rest: list[str]) -> int:
+def _inspect(command: str, parser: Parser, rest: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
         "--devices", type=int, help="compile for so many (as many as the mesh names)"
@@ -325,7 +223,7 @@ def _inspect(command: str, parser: _Parser, rest: list[str]) -> int:
     return 0
 
 
-def _reproduce(command: str, parser: _Parser, rest: list[str]) -> int:
+def _reproduce(command: str, parser: Parser, rest: list[str]) -> int:
     parser.add_argument("-h", "--help", action="help", help="show this message")
     parser.add_argument("name", nargs="?", metavar="NAME", help="of the experiment")
     parser.add_argument(
@@ -363,7 +261,7 @@ def _reproduce(command: str, parser: _Parser, rest: list[str]) -> int:
 
 
 def _target(
-    command: str, parser: _Parser, rest: list[str]
+    command: str, parser: Parser, rest: list[str]
 ) -> tuple[Path, argparse.Namespace, list[str]]:
     """The CONFIG or RUN, the command's own options, and the words left for the experiment's fields.
 
@@ -388,7 +286,3 @@ def _target(
 
     processes.initialize(options.cpu_devices)
     return Path(rest[0]), options, fields
-
-
-def _change(fields: list[str], prog: str) -> "Callable[[Experiment], Experiment]":
-    return lambda experiment: override(experiment, fields, prog)

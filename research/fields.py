@@ -1,14 +1,23 @@
-"""The fields of an experiment on the command line: what they set, what mistakes are answered."""
+"""Options and fields on the command line: what they set, how mistakes are answered."""
 
+import argparse
 import contextlib
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from research.configuration import nearest
 from research.errors import UserError
 
 if TYPE_CHECKING:
     from research.experiment import Experiment
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake in one sentence, as all of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def override(experiment: "Experiment", words: list[str], prog: str) -> "Experiment":
@@ -42,6 +51,11 @@ def override(experiment: "Experiment", words: list[str], prog: str) -> "Experime
         raise
     changed.check()
     return changed
+
+
+def change(fields: list[str], prog: str) -> "Callable[[Experiment], Experiment]":
+    """`override` for an experiment that is yet to be read."""
+    return lambda experiment: override(experiment, fields, prog)
 
 
 def _nearest_flag(flag: str, known: list[str]) -> str:
