@@ -15,7 +15,8 @@ quantile are in `research.exchange.privacy.clipping`, noise in `.noise`, what it
 has it, and batches that come in turn.
 
 What is private is the state: parameters, optimizer, bounds, and what is made of them (samples,
-exports, `parameter_norm`, `gradient_norm`, `bound`). **Not private are the metrics of examples**:
+exports, `parameter_norm`, `gradient_norm`, `bound`); but not `past`, the noise that DP-FTRL will
+take back. **Not private are the metrics of examples**:
 `loss`, `accuracy`, `examples_drawn`, `examples_dropped`, `share_cut`, every evaluation, and the
 names of examples in an error: keep metrics.jsonl to yourself, or count it as published data.
 
