@@ -9,7 +9,7 @@ by the shortest of its settings; of these, and of the paper's, ε is accounted b
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from research.exchange.privacy import Event, pld_epsilon, rdp_epsilon
 from research.experiment import (
@@ -139,6 +139,8 @@ def draw(axes: Axes, results: Results) -> None:
         errors = [1 - accuracy / 100 for accuracy in numbers.values()]
         axes.plot(list(numbers), errors, marker, markersize=4, label=whose)
     axes.set_xscale("log")
+    axes.set_xticks([0.2, 0.5, 1, 2, 4, 8], labels=["0.2", "0.5", "1", "2", "4", "8"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_minor_formatter(PercentFormatter(1.0, decimals=0))
