@@ -8,7 +8,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from research.experiment import Experiment
 from research.parallel.saying import say
 from research.parallel.stopping import StopRequest
 from research.serving import Serving
-from research.training.folder import RunFolder
+from research.training.folder import RunFolder, new_place
 from research.training.progress import ProgressReport
 from research.working import Working
 
@@ -50,8 +49,7 @@ def train(experiment: Experiment, name: str, options: Options, devices: int | No
     """As `research.runs.train`, by workers that are processes with so many virtual `devices`."""
     check_real(experiment)
     imported()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = experiment.run.directory or f"runs/{name}-{stamp}"
+    directory = experiment.run.directory or new_place(name)
     experiment = replace(experiment, run=replace(experiment.run, directory=directory))
     folder = RunFolder(Path(directory))
     say(f"run folder: {folder.path}")
@@ -61,9 +59,7 @@ def train(experiment: Experiment, name: str, options: Options, devices: int | No
             _run(experiment, folder, options, devices)
         finally:
             if not (folder.path / "config.json").exists():
-                with contextlib.suppress(OSError):  # what else lies there is not ours
-                    (folder.path / ".lock").unlink()
-                    folder.path.rmdir()
+                folder.leave_no_trace()
     say(f"run folder: {folder.path}")
     return folder.path
 

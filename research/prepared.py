@@ -1,6 +1,7 @@
 """An experiment made ready on its devices: data, mesh and compiled functions."""
 
 import copy
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -314,6 +315,15 @@ def description(prepared: Prepared) -> dict[str, Any]:
             "test": len(dataset.test),
         },
     }
+
+
+def describe_data(folder: RunFolder, prepared: Prepared) -> None:
+    """Writes what a new run is to know of its data into its folder."""
+    if prepared.dataset.vocabulary is not None:
+        folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
+    folder.write("data", description(prepared))
+    if prepared.federation is not None:
+        folder.write("clients", prepared.federation.to_json())
 
 
 def check_same_data(folder: RunFolder, prepared: Prepared) -> None:

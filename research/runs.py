@@ -5,12 +5,10 @@ of them walk it together; process 0 prints, and writes the files that all share.
 """
 
 import contextlib
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,11 @@ from research.parallel.stopping import StopRequest
 from research.parallel.supervision import GROWTH, dump_stacks_to, on_explain, on_leave, phase, tell
 from research.plans import settled
 from research.preflight import check_meeting, check_room
-from research.prepared import Prepared, check_same_data, description
+from research.prepared import Prepared, check_same_data, describe_data
 from research.trained import text_of
 from research.training import snapshots as memory
 from research.training.checkpoints import Checkpoints
-from research.training.folder import RunFolder
+from research.training.folder import RunFolder, new_place
 from research.training.loop import Journal
 from research.training.loop import train as run_loop
 from research.training.metrics import JsonLines, TensorBoard, Tracker, WeightsAndBiases, keep_until
@@ -56,8 +54,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
     Raises UserError for what cannot be done, RunError for a run that had to stop, Preempted for one
     that was told to, where the environment wants to know.
     """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = shared("run folder", experiment.run.directory or f"runs/{name}-{stamp}")
+    directory = shared("run folder", experiment.run.directory or new_place(name))
     experiment = replace(experiment, run=replace(experiment.run, directory=directory))
     folder = RunFolder(Path(directory))
     say(f"run folder: {folder.path}")
@@ -66,11 +63,7 @@ def train(experiment: Experiment, name: str = "run") -> Path:
     with _locked(folder):
         prepared = _prepare_or_leave_no_trace(experiment, folder)
         if is_first():
-            if prepared.dataset.vocabulary is not None:
-                folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
-            folder.write("data", description(prepared))
-            if prepared.federation is not None:
-                folder.write("clients", prepared.federation.to_json())
+            describe_data(folder, prepared)
             folder.write("environment", environment(experiment.run.seed))
             # Before it is a run: a supervisor has to know that it may be one.
             tell(folder=str(folder.path.absolute()), identity=folder.identity())
@@ -97,9 +90,7 @@ def resume(path: Path, change: Callable[[Experiment], Experiment] = lambda e: e)
         check_same_data(folder, prepared)
 
         def record() -> None:
-            earlier = folder.read("environment")
-            history = [*earlier.pop("earlier", []), earlier]
-            folder.write("environment", {**environment(experiment.run.seed), "earlier": history})
+            folder.write_again(environment(experiment.run.seed))
             if experiment != before:
                 folder.write("config", experiment.to_json())
 
@@ -294,9 +285,7 @@ def _prepare_or_leave_no_trace(experiment: Experiment, folder: RunFolder) -> Pre
         return settled(Prepared(experiment), say)
     except BaseException:
         if is_first():
-            with contextlib.suppress(OSError):  # what else lies there is not ours
-                (folder.path / ".lock").unlink()
-                folder.path.rmdir()
+            folder.leave_no_trace()
         raise
 
 

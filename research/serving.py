@@ -10,7 +10,6 @@ the run folder.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from research.deployment.actors.wire import decoded, encoded
 from research.errors import Diverged, RunError, UserError
 from research.experiment import Experiment
 from research.learning import Asynchronous, LocalWorkers
-from research.prepared import Prepared, check_same_data, description
+from research.prepared import Prepared, check_same_data, describe_data
 from research.trained import text_of
 from research.training.checkpoints import Checkpoints
-from research.training.folder import RunFolder
+from research.training.folder import RunFolder, write_whole
 from research.training.loop import FINITE, Journal
 from research.training.metrics import JsonLines, Record, TensorBoard, Tracker, keep_until
 from research.training.provenance import environment
@@ -203,13 +202,9 @@ class _Run:
         here = environment(self.experiment.run.seed) | {"engine": "ray"}
         if (folder.path / "config.json").exists():
             check_same_data(folder, prepared)
-            before = folder.read("environment")
-            history = [*before.pop("earlier", []), before]
-            folder.write("environment", here | {"earlier": history})
+            folder.write_again(here)
             return
-        if prepared.dataset.vocabulary is not None:
-            folder.write("vocabulary", json.loads(prepared.dataset.vocabulary.to_json()))
-        folder.write("data", description(prepared))
+        describe_data(folder, prepared)
         folder.write("environment", here)
         folder.write("config", self.experiment.to_json())
 
@@ -233,7 +228,7 @@ class _Run:
         self._places.mkdir(exist_ok=True)
         path = self._places / "starts"
         starts = int(path.read_text()) + 1 if path.exists() else 1
-        _write(path, str(starts))
+        write_whole(path, str(starts))
         return starts
 
     # While it runs --------------------------------------------------------------------------------
@@ -292,7 +287,7 @@ class _Run:
 
     def _save(self, step: int) -> None:
         record = self.server.record() | {"bytes_sent": self.bytes_sent}
-        _write(self._places / f"{step}.json", json.dumps(record))
+        write_whole(self._places / f"{step}.json", json.dumps(record))
         self._checkpoints.save(step, self.server.method.state(step))
         for path in self._places.glob("*.json"):  # of checkpoints that are gone
             if int(path.stem) < (self._checkpoints.oldest() or 0):
@@ -333,10 +328,3 @@ class _Kept:
 
     def close(self) -> None:
         """As every tracker."""
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)

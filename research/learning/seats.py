@@ -40,6 +40,11 @@ def seat_of(stacked: Tree, number: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
+def repeated(tree: Tree, count: int) -> Tree:
+    """[count, ...]: all have the same."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
+
+
 def _done(made: Tree) -> jax.Array:
     """0, but on a device that has its seats to itself no compiler knows before all of `made` is
     there: else XLA's CPU backend computes seats side by side, and what one has just computed leaves

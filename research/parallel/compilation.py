@@ -32,10 +32,11 @@ def keep_programs(folder: Path) -> None:
 def compile_together(lowered: Any) -> Any:
     """The compiled program of `lowered` (of `jax.jit(...).lower(...)`), once every process has it:
     whoever runs a collective first gives the others 30 s to come to it."""
-    if _share_a_machine() and not is_first():
+    together = _share_a_machine()
+    if together and not is_first():
         barrier("compiled by the first", COMPILE_SECONDS)
     compiled = lowered.compile()
-    if _share_a_machine() and is_first():
+    if together and is_first():
         barrier("compiled by the first", COMPILE_SECONDS)
     barrier("compiled", COMPILE_SECONDS)
     return compiled

@@ -11,16 +11,29 @@ generations.jsonl  of an elastic run: its processes and meshes, and what ended t
 stacks/            of a hung run: where every process was
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
+
+
+def new_place(name: str) -> str:
+    """Folder of a run that was given none."""
+    return f"runs/{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
 
 
 class RunFolder:
@@ -56,7 +69,7 @@ class RunFolder:
                 "choose another --run.directory"
             ) from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process; the lock goes with the process, however it ends.
 
@@ -81,16 +94,25 @@ class RunFolder:
         """What tells this run from any other, also from one in a folder of the same name."""
         path = self.path / ".identity"
         if not path.exists():
-            part = self.path / ".identity.part"
-            part.write_text(secrets.token_hex(8))
-            os.replace(part, path)
+            write_whole(path, secrets.token_hex(8))
         return path.read_text()
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Writes `<name>.json` whole or not at all."""
-        part = self.path / f".{name}.json.part"
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(part, self.path / f"{name}.json")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self.path / f"{name}.json", text)
+
+    def write_again(self, environment: dict[str, Any]) -> None:
+        """Writes the environment of a run that is gone on with; those before stay, as `earlier`."""
+        before = self.read("environment")
+        history = [*before.pop("earlier", []), before]
+        self.write("environment", {**environment, "earlier": history})
+
+    def leave_no_trace(self) -> None:
+        """Removes what `create` and `locked` have made; what else lies there is not ours."""
+        with contextlib.suppress(OSError):
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def read(self, name: str) -> dict[str, Any]:
         """The content of `<name>.json`. Raises UserError where it is missing or broken."""

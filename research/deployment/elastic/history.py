@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from research.training.folder import write_whole
+
 
 @dataclass
 class Generation:
@@ -87,9 +89,7 @@ class History:
         path = Path(folder) / "generations.jsonl"
         lines = "".join(json.dumps(asdict(g)) + "\n" for g in self.generations)
         with contextlib.suppress(OSError):
-            part = path.with_suffix(".part")
-            part.write_text(lines)
-            part.replace(path)
+            write_whole(path, lines)
 
     def summary(self, snapshot_every: int) -> str:
         """One line: generations, what they lost, and how long it took to go on."""

@@ -30,6 +30,7 @@ from research.learning.asynchronous.server_rules import Arrival, Server, ServerR
 from research.learning.asynchronous.virtual_time import Arrivals, histogram
 from research.learning.gradients import Batch, Tree
 from research.learning.replicated.state import in_front
+from research.learning.seats import repeated
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.parallel.layout import abstract
 
@@ -126,8 +127,7 @@ class Asynchronous:
 
     def _by_all(self, parameters: Tree) -> Tree:
         """[workers, ...]: all have fetched the same."""
-        count = self.arrivals.workers
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), parameters)
+        return repeated(parameters, self.arrivals.workers)
 
     def _step(
         self, state: AsynchronousState, batch: Batch

@@ -25,6 +25,7 @@ from research.learning.asynchronous.turns import Turns
 from research.learning.asynchronous.virtual_time import histogram
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.replicated.state import in_front
+from research.learning.seats import repeated
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.parallel.layout import abstract
 
@@ -162,8 +163,7 @@ class LocalWorkers:
 
     def _by_all(self, tree: Tree) -> Tree:
         """[workers, ...]: all have the same."""
-        count = self.turns.workers
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
+        return repeated(tree, self.turns.workers)
 
     def _step(
         self, state: LocalWorkersState, batch: Batch

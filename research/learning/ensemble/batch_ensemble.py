@@ -33,7 +33,7 @@ from research.learning.ensemble.combination import Combination
 from research.learning.gradients import Batch, Sums, Tree
 from research.learning.replicated.rule import Sending, always
 from research.learning.replicated.state import in_front
-from research.learning.seats import Plan, each, seat_of
+from research.learning.seats import Plan, each, repeated, seat_of
 from research.learning.synchronous import StepMetrics, Synchronous, of_number
 from research.parallel.layout import abstract
 
@@ -162,9 +162,7 @@ class BatchEnsemble(Answering):
         keys = jax.vmap(partial(jax.random.fold_in, key))(self._numbers())
         made = jax.vmap(lambda signs: split(parameters, signs))(keys)
         made[SHARED] = seat_of(made[SHARED], 0)
-        buffers = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (self.count, *leaf.shape)), buffers
-        )
+        buffers = repeated(buffers, self.count)
         zero = jnp.zeros((), jnp.int32)
         return BatchEnsembleState(zero, made, buffers, self.one.optimizer.init(made))
 

@@ -35,7 +35,7 @@ from research.learning.ensemble.combination import Combination, mean
 from research.learning.ensemble.traits import Traits
 from research.learning.gradients import Batch, Tree
 from research.learning.replicated.state import in_front
-from research.learning.seats import Plan, each, seat_of
+from research.learning.seats import Plan, each, repeated, seat_of
 from research.learning.synchronous import StepMetrics, Synchronous, of_number
 from research.models.model import dropping
 from research.parallel.layout import abstract
@@ -104,8 +104,7 @@ class Ensemble(Answering):
 
     def in_rounds(self, parameters: Tree) -> Tree:
         """The model's parameters as the state has them, the same for every member."""
-        made = self.one.in_rounds(parameters)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.count, *leaf.shape)), made)
+        return repeated(self.one.in_rounds(parameters), self.count)
 
     def with_parameters(self, state: EnsembleState, parameters: Tree) -> EnsembleState:
         """The initial `state` with other parameters, as the state has them."""

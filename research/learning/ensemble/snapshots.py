@@ -26,6 +26,7 @@ from research.learning.ensemble.answers import BY_MEMBER, LEARNS, Answering, Mem
 from research.learning.ensemble.combination import Combination
 from research.learning.gradients import Batch, Tree
 from research.learning.replicated.state import in_front
+from research.learning.seats import repeated
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 from research.parallel.layout import abstract
 
@@ -106,7 +107,7 @@ class Snapshots(Answering):
 
     def _begun(self, tree: Tree) -> Tree:
         """[members, ...]: all as the first one is."""
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.count, *leaf.shape)), tree)
+        return repeated(tree, self.count)
 
     def _learning(self, state: SnapshotState, step: jax.Array) -> TrainState:
         """What has learned in the step after `step` updates."""

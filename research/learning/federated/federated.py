@@ -39,6 +39,7 @@ from research.learning.federated.personal import personal
 from research.learning.federated.state import FederatedState, Population, shardings
 from research.learning.gradients import Batch, Tree
 from research.learning.objective import Totals
+from research.learning.seats import repeated
 from research.learning.synchronous import StepMetrics, Synchronous
 from research.models.convolution import as_products
 from research.parallel.layout import abstract
@@ -151,7 +152,7 @@ class Federated:
         made, count = self.one.in_rounds(parameters), self.algorithm.clusters
         if count is None:
             return made
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), made)
+        return repeated(made, count)
 
     def with_parameters(self, state: FederatedState, parameters: Tree) -> FederatedState:
         """The initial `state` with other parameters, of clients too."""
@@ -218,7 +219,7 @@ class Federated:
     def _table(self, parameters: Tree) -> Tree:
         """What clients keep at the start."""
         own = self.algorithm.own(parameters)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.rows, *leaf.shape)), own)
+        return repeated(own, self.rows)
 
     @property
     def rows(self) -> int:

@@ -33,7 +33,7 @@ from research.learning.replicated.state import (
     in_front,
     like_parameters,
 )
-from research.learning.seats import each, seat_of
+from research.learning.seats import each, repeated, seat_of
 from research.learning.synchronous import StepMetrics, Synchronous, TrainState
 from research.parallel.layout import abstract
 
@@ -232,7 +232,7 @@ class Replicated:
     def _stacked(self, tree: Tree) -> Tree:
         """The same for every replica: [...] as [replicas, ...]."""
         count = self.replicas.count
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
+        return repeated(tree, count)
 
     def _merged(self, state: ReplicatedState) -> TrainState:
         """One model: the mean of parameters and buffers."""
