@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from research.errors import UserError
 from research.parallel import placement
-from research.parallel.supervision import supervised
+from research.parallel.supervision import ask_to_leave, supervised
 
 RENDEZVOUS_SECONDS = 60
 """How long a process waits for the others to come to the coordinator."""
@@ -228,7 +228,9 @@ def _follow_launcher() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-        os.kill(os.getpid(), signal.SIGTERM)
+            ask_to_leave("SIGTERM")
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_SECONDS)
         os.killpg(os.getpgid(0), signal.SIGKILL)  # the launcher gave us a session of our own
 

@@ -91,7 +91,7 @@ def follow(orders: IO[str]) -> None:
             for line in lines:
                 order = json.loads(line)
                 if order.get("do") == LEAVE:
-                    _leave(order["reason"])
+                    ask_to_leave(order["reason"])
                 elif order.get("do") == EXPLAIN and _explain is not None:
                     tell(collectives=_explain()[:MOST_WORDS])
 
@@ -116,7 +116,8 @@ def on_leave(call: Callable[[str], None] | None) -> None:
             call(reason)
 
 
-def _leave(reason: str) -> None:
+def ask_to_leave(reason: str) -> None:
+    """As the order to does: what a supervisor started gets no signals."""
     with _lock:
         _left.append(reason)
         call = _on_leave
